@@ -1,0 +1,63 @@
+"""How tokens are drawn and how speculation proposes them: the dimensions of a measurement."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class SpeculationKind(StrEnum):
+    """Where drafted tokens come from; llama.cpp's own words where it has one."""
+
+    DRAFT_SIMPLE = "draft-simple"
+    PROMPT_LOOKUP = "prompt-lookup"
+
+    @property
+    def needs_draft(self) -> bool:
+        """Say whether this kind reads a draft model's file."""
+        return self is SpeculationKind.DRAFT_SIMPLE
+
+
+class AcceptRule(StrEnum):
+    """How drafted tokens are accepted above temperature 0 (at 0 both are the same comparison).
+
+    exact: draft samples from q, accept with min(1, p/q), else resample max(0, p - q)
+    (Leviathan et al., arXiv 2211.17192). match: greedy draft, accept while the target's own
+    sample equals it, as llama.cpp does (common/speculative.cpp). Both leave the target's law
+    unchanged.
+    """
+
+    EXACT = "exact"
+    MATCH = "match"
+
+
+@dataclass(frozen=True)
+class Speculation:
+    """One way to speculate: kind, K (`n_max`), and when to stop drafting early."""
+
+    kind: SpeculationKind
+    n_max: int
+    n_min: int = 0
+    p_min: float = 0.0
+    accept: AcceptRule = AcceptRule.EXACT
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the target's tokens are drawn. Temperature 0 is greedy."""
+
+    temperature: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Settings:
+    """llama.cpp context and load settings; None lets the worker use the machine's default."""
+
+    context_tokens: int = 2048
+    threads: int | None = None
+    gpu_layers: int | None = None
+    draft_gpu_layers: int | None = None
+    cache_type_k: str = "f16"
+    cache_type_v: str = "f16"
+    flash_attention: str = "auto"

@@ -1,0 +1,112 @@
+"""A job: one cell of a sweep, and the states it passes through."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+from farm.domain.decoding import AcceptRule, Sampling, Settings, Speculation, SpeculationKind
+
+
+class JobState(StrEnum):
+    """queued -> leased -> done | failed; a lost lease or a retry goes back to queued."""
+
+    QUEUED = "queued"
+    LEASED = "leased"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        """Say whether nothing more happens to a job in this state."""
+        return self in (JobState.DONE, JobState.FAILED, JobState.CANCELLED)
+
+
+class Arm(StrEnum):
+    """The two sides of every paired measurement."""
+
+    BASELINE = "baseline"
+    SPECULATIVE = "speculative"
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """A model file: identity is `digest`; `path` is where the submitter saw it."""
+
+    path: str
+    digest: str
+    name: str
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """Everything that decides what a job measures. Equal specs have equal keys.
+
+    machine: "any", "kind:<cpu|nvidia|apple>" or "name:<machine>". build: what must decode, as
+    "<distribution>==<version>". prompts: digests of the prompts, in order.
+    """
+
+    machine: str
+    engine: str
+    build: str
+    target: ModelRef
+    draft: ModelRef | None
+    speculation: Speculation
+    sampling: Sampling
+    settings: Settings
+    category: str
+    prompts: tuple[str, ...]
+    generate_tokens: int
+    repeats: int
+
+    @property
+    def key(self) -> str:
+        """Return the content address: models count by digest, so a moved file is the same job."""
+        payload = self.to_payload()
+        for role in ("target", "draft"):
+            payload[role] = payload[role] and payload[role]["digest"]
+        canonical = json.dumps(payload, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    @property
+    def pair_key(self) -> str:
+        """Return what a loaded child can serve: jobs with equal keys share one load."""
+        loaded = [
+            self.engine,
+            self.build,
+            self.target.digest,
+            self.draft.digest if self.draft else None,
+            asdict(self.settings),
+        ]
+        return hashlib.sha256(json.dumps(loaded, sort_keys=True).encode()).hexdigest()
+
+    def to_payload(self) -> dict[str, Any]:
+        """Return the spec as JSON types, as `from_payload` reads it."""
+        return asdict(self) | {"prompts": list(self.prompts)}
+
+    @classmethod
+    def from_payload(cls, payload: dict[str, Any]) -> JobSpec:
+        """Rebuild a spec from `to_payload`'s result."""
+        speculation = payload["speculation"]
+        draft = payload["draft"]
+        return cls(
+            **payload
+            | {
+                "target": ModelRef(**payload["target"]),
+                "draft": ModelRef(**draft) if draft else None,
+                "speculation": Speculation(
+                    **speculation
+                    | {
+                        "kind": SpeculationKind(speculation["kind"]),
+                        "accept": AcceptRule(speculation["accept"]),
+                    }
+                ),
+                "sampling": Sampling(**payload["sampling"]),
+                "settings": Settings(**payload["settings"]),
+                "prompts": tuple(payload["prompts"]),
+            }
+        )

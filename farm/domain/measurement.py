@@ -1,0 +1,66 @@
+"""What one run of one prompt on one arm yields."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from farm.domain.job import Arm
+
+
+class Parity(StrEnum):
+    """How a speculative output compares with the baseline's at temperature 0.
+
+    Above temperature 0 two correct outputs differ, so the finding is NOT_COMPARED.
+    """
+
+    EXACT = "exact"
+    NEAR_TIE = "near-tie"
+    MISMATCH = "mismatch"
+    NOT_COMPARED = "not-compared"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One run. Times are wall-clock milliseconds inside the decoding process.
+
+    decode_ms covers the tokens after the first (the first comes out of the prompt's own pass),
+    so decode tok/s is (generated_tokens - 1) / decode_ms * 1000. accepted_per_position[i] counts
+    rounds whose (i+1)-th drafted token was accepted. For a baseline the speculative counts are 0
+    and the arrays empty. first_divergence is an index into output_ids, None where equal or not
+    compared; margin_logits is the baseline's top-2 logit gap there.
+    """
+
+    prompt_digest: str
+    repeat: int
+    arm: Arm
+    prompt_tokens: int
+    generated_tokens: int
+    prompt_ms: float
+    draft_prompt_ms: float
+    decode_ms: float
+    draft_ms: float
+    verify_ms: float
+    rounds: int
+    drafted: int
+    accepted: int
+    accepted_per_position: tuple[int, ...]
+    drafted_per_position: tuple[int, ...]
+    output_ids: tuple[int, ...]
+    output_digest: str
+    peak_rss_bytes: int
+    parity: Parity
+    first_divergence: int | None
+    margin_logits: float | None
+
+    @property
+    def decode_tok_s(self) -> float | None:
+        """Return decode speed in tokens per second, None where nothing was decoded."""
+        if self.generated_tokens < 2 or self.decode_ms <= 0:
+            return None
+        return (self.generated_tokens - 1) / self.decode_ms * 1000.0
+
+    @property
+    def acceptance_rate(self) -> float | None:
+        """Return accepted / drafted, None where nothing was drafted."""
+        return self.accepted / self.drafted if self.drafted else None

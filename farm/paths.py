@@ -1,0 +1,28 @@
+"""Where things lie: shipped resources, and the farm's own state folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import platformdirs
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def resource(name: str) -> Path:
+    """Return the shipped folder `configs` or `migrations`, from a checkout or an installed wheel."""
+    packaged = _PACKAGE / "_resources" / name
+    return packaged if packaged.is_dir() else _PACKAGE.parent / name
+
+
+def home() -> Path:
+    """Return the farm's state folder: `FARM_HOME`, or the user's data folder for specfarm."""
+    configured = os.environ.get("FARM_HOME")
+    return Path(configured).resolve() if configured else platformdirs.user_data_path("specfarm")
+
+
+def cache() -> Path:
+    """Return the folder for what can be made again (compiled builds, digests)."""
+    configured = os.environ.get("FARM_CACHE")
+    return Path(configured).resolve() if configured else platformdirs.user_cache_path("specfarm")
