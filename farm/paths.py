@@ -11,7 +11,7 @@ _PACKAGE = Path(__file__).resolve().parent
 
 
 def resource(name: str) -> Path:
-    """Return the shipped folder `configs` or `migrations`, from a checkout or an installed wheel."""
+    """Return the shipped folder `configs` or `migrations`, in a checkout or an installed wheel."""
     packaged = _PACKAGE / "_resources" / name
     return packaged if packaged.is_dir() else _PACKAGE.parent / name
 

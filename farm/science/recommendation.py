@@ -1,0 +1,77 @@
+"""From a K curve to advice: which configuration, or none, and how sure that is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from farm.science.paired import MIN_PAIRS, Interval, ratio_interval
+
+
+class Verdict(StrEnum):
+    """What to do. OFF covers both a proven slowdown and a gain that is not proven."""
+
+    ON = "on"
+    OFF = "off"
+    UNDECIDED = "too-few-prompts"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One measured configuration: ln(speedup) per prompt and how many outputs were wrong."""
+
+    log_speedups: tuple[float, ...]
+    mismatches: int = 0
+
+
+@dataclass(frozen=True)
+class Advice:
+    """The verdict over a set of candidates.
+
+    best: index of the candidate with the highest speedup among the lossless ones, also when the
+    verdict is OFF (it is what came closest); None where no candidate can be judged. as_good:
+    indices of candidates whose interval reaches the best's estimate. speedups: one simultaneous
+    95 % interval per candidate, None where too few prompts.
+    """
+
+    verdict: Verdict
+    best: int | None
+    as_good: tuple[int, ...]
+    speedups: tuple[Interval | None, ...]
+    reason: str
+
+
+def advise(candidates: Sequence[Candidate]) -> Advice:
+    """Pick the best candidate, and say off unless its interval lies above 1.
+
+    Candidates with hard mismatches are never picked: a faster wrong answer is no answer.
+    """
+    judged = sum(len(candidate.log_speedups) >= MIN_PAIRS for candidate in candidates)
+    speedups = tuple(
+        ratio_interval(candidate.log_speedups, comparisons=max(judged, 1))
+        for candidate in candidates
+    )
+    usable = {
+        index: interval
+        for index, interval in enumerate(speedups)
+        if interval is not None and candidates[index].mismatches == 0
+    }
+    if not usable:
+        if any(interval is not None for interval in speedups):
+            return Advice(Verdict.OFF, None, (), speedups, "every configuration changed the output")
+        return Advice(
+            Verdict.UNDECIDED, None, (), speedups, f"fewer than {MIN_PAIRS} prompts measured"
+        )
+    best = max(usable, key=lambda index: usable[index].estimate)
+    top = usable[best]
+    as_good = tuple(
+        index
+        for index, interval in usable.items()
+        if index != best and interval.high >= top.estimate
+    )
+    if top.low > 1:
+        return Advice(Verdict.ON, best, as_good, speedups, "the interval lies above 1")
+    if top.high < 1:
+        return Advice(Verdict.OFF, best, as_good, speedups, "every configuration is slower")
+    return Advice(Verdict.OFF, best, as_good, speedups, "a gain is not proven")

@@ -1,0 +1,179 @@
+"""Recommendations from the stored samples: one per machine, pair, content and temperature."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from farm.domain.decoding import Settings, Speculation
+from farm.domain.job import Arm, JobSpec
+from farm.domain.measurement import Parity
+from farm.domain.prompt import Category
+from farm.science.paired import Interval
+from farm.science.recommendation import Candidate, Verdict, advise
+from farm.store.queries import MeasuredSample, measured_samples
+
+CALIBRATION_NOTE = "calibration pair: a known law at a real shape's cost, not a language model"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is held fixed within one recommendation: samples of different setups never mix."""
+
+    machine: str
+    hardware: str
+    target: str
+    draft: str | None
+    kind: str
+    is_calibration: bool
+    category: str
+    temperature: float
+    engine: str
+    build: str
+    build_digest: str | None
+    settings: Settings
+    generate_tokens: int
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """One configuration measured under a setup.
+
+    speedup: simultaneous 95 % interval, None under 3 prompts. Rates are totals over the samples;
+    None where nothing was drafted or decoded.
+    """
+
+    speculation: Speculation
+    prompts: int
+    speedup: Interval | None
+    baseline_tok_s: float | None
+    speculative_tok_s: float | None
+    acceptance_rate: float | None
+    tokens_per_round: float | None
+    parity: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """Advice for one setup. best is what to use, or with verdict off what came closest."""
+
+    setup: Setup
+    verdict: Verdict
+    reason: str
+    best: CurvePoint | None
+    as_good: tuple[CurvePoint, ...]
+    curve: tuple[CurvePoint, ...]
+
+    def to_payload(self) -> dict[str, Any]:
+        """Return the recommendation as JSON types."""
+        return asdict(self)
+
+
+def recommendations(session: Session, sweep_id: int | None = None) -> list[Recommendation]:
+    """Return a recommendation for every setup with finished jobs, in report order."""
+    samples, specs = measured_samples(session, sweep_id)
+    cells: dict[Setup, dict[Speculation, list[MeasuredSample]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
+    for sample in samples:
+        spec = specs[sample.job_id]
+        cells[_setup(sample, spec)][spec.speculation].append(sample)
+    order = {category.value: index for index, category in enumerate(Category)}
+
+    def position(setup: Setup) -> tuple[Any, ...]:
+        place = order.get(setup.category, len(order))
+        pair = (setup.machine, setup.target, setup.draft or "", setup.kind)
+        return (*pair, setup.temperature, place, setup.category, str(setup.settings))
+
+    return [_recommend(setup, cells[setup]) for setup in sorted(cells, key=position)]
+
+
+def _setup(sample: MeasuredSample, spec: JobSpec) -> Setup:
+    return Setup(
+        machine=sample.machine,
+        hardware=sample.hardware,
+        target=sample.target_name,
+        draft=sample.draft_name,
+        kind=spec.speculation.kind.value,
+        is_calibration=sample.is_calibration,
+        category=spec.category,
+        temperature=spec.sampling.temperature,
+        engine=spec.engine,
+        build=spec.build,
+        build_digest=sample.build_digest,
+        settings=spec.settings,
+        generate_tokens=spec.generate_tokens,
+    )
+
+
+def _recommend(setup: Setup, cells: dict[Speculation, list[MeasuredSample]]) -> Recommendation:
+    speculations = sorted(cells, key=lambda spec: (spec.n_max, spec.p_min, spec.accept.value))
+    advice = advise([_candidate(cells[speculation]) for speculation in speculations])
+    curve = tuple(
+        _point(speculation, cells[speculation], interval)
+        for speculation, interval in zip(speculations, advice.speedups, strict=True)
+    )
+    return Recommendation(
+        setup=setup,
+        verdict=advice.verdict,
+        reason=advice.reason,
+        best=None if advice.best is None else curve[advice.best],
+        as_good=tuple(curve[index] for index in advice.as_good),
+        curve=curve,
+    )
+
+
+def _candidate(samples: Sequence[MeasuredSample]) -> Candidate:
+    return Candidate(
+        tuple(_log_speedups(samples).values()),
+        mismatches=sum(sample.parity == Parity.MISMATCH for sample in samples),
+    )
+
+
+def _log_speedups(samples: Sequence[MeasuredSample]) -> dict[str, float]:
+    """Return ln(speculative / baseline decode speed) per prompt, averaged over its repeats.
+
+    A run pairs with the other arm's run of the same job, prompt and repeat: they lie next to
+    each other in time. Runs that decoded nothing (the text ended at once) have no speed.
+    """
+    pairs: dict[tuple[int, str, int], dict[str, float]] = defaultdict(dict)
+    for sample in samples:
+        if sample.generated_tokens > 1 and sample.decode_ms > 0:
+            speed = (sample.generated_tokens - 1) / sample.decode_ms
+            pairs[sample.job_id, sample.prompt_digest, sample.repeat][sample.arm] = speed
+    ratios: dict[str, list[float]] = defaultdict(list)
+    for (_, prompt, _), speeds in pairs.items():
+        if len(speeds) == len(Arm):
+            ratios[prompt].append(math.log(speeds[Arm.SPECULATIVE] / speeds[Arm.BASELINE]))
+    return {prompt: math.fsum(values) / len(values) for prompt, values in ratios.items()}
+
+
+def _point(
+    speculation: Speculation, samples: Sequence[MeasuredSample], speedup: Interval | None
+) -> CurvePoint:
+    arms = {arm: [sample for sample in samples if sample.arm == arm] for arm in Arm}
+    speculative = arms[Arm.SPECULATIVE]
+    drafted = sum(sample.drafted for sample in speculative)
+    accepted = sum(sample.accepted for sample in speculative)
+    rounds = sum(sample.rounds for sample in speculative)
+    return CurvePoint(
+        speculation=speculation,
+        prompts=len(_log_speedups(samples)),
+        speedup=speedup,
+        baseline_tok_s=_tok_s(arms[Arm.BASELINE]),
+        speculative_tok_s=_tok_s(speculative),
+        acceptance_rate=accepted / drafted if drafted else None,
+        tokens_per_round=1 + accepted / rounds if rounds else None,
+        parity=dict(Counter(sample.parity for sample in speculative)),
+    )
+
+
+def _tok_s(samples: Sequence[MeasuredSample]) -> float | None:
+    decode_ms = math.fsum(sample.decode_ms for sample in samples)
+    tokens = sum(max(sample.generated_tokens - 1, 0) for sample in samples)
+    return tokens / decode_ms * 1000 if decode_ms > 0 else None
