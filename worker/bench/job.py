@@ -1,0 +1,150 @@
+"""Running one job on a loaded pair: warm-up, interleaved arms, a sample per run."""
+
+from __future__ import annotations
+
+import hashlib
+import resource
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from worker.bench.decode import Run, baseline, speculative, top_two_margin
+from worker.bench.drafters import Drafter, ModelDrafter, PromptLookup
+from worker.bench.failure import Failure
+from worker.bench.llama import Context, Model
+from worker.bench.sampling import rule
+
+WARM_UP_TOKENS = 16
+ARMS = ("baseline", "speculative")
+
+
+class Pair:
+    """A loaded target and, for the kinds that need one, a draft. Serves any number of jobs."""
+
+    def __init__(self, target_path: str, draft_path: str | None, settings: dict[str, Any]) -> None:
+        self._settings = settings
+        self._target_model = Model(target_path, settings["gpu_layers"])
+        self._draft_model = Model(draft_path, settings["draft_gpu_layers"]) if draft_path else None
+        self._contexts: dict[str, Context] = {}
+        if not self._target_model.rolls_back:
+            raise Failure(
+                "unsupported",
+                "The target is recurrent or hybrid: rejected tokens can't be rolled back in "
+                "process, so speculation can't be measured with it here.",
+            )
+
+    def run(self, job: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Yield a sample per prompt x repeat x arm, in mirrored order (A B, B A, ...).
+
+        job: prompts (digest, text), speculation, temperature, seed, generate_tokens, repeats.
+        """
+        prompts = self._tokenised(job)
+        target = self._context("target", self._target_model)
+        warm_up = {**job, "generate_tokens": min(WARM_UP_TOKENS, job["generate_tokens"])}
+        for arm in ARMS:
+            self._run_arm(arm, target, prompts[0][1], warm_up, stream=(0, 0))
+        order = 0
+        for repeat in range(job["repeats"]):
+            for number, (digest, tokens) in enumerate(prompts):
+                arms = ARMS if order % 2 == 0 else ARMS[::-1]
+                order += 1
+                runs = {
+                    arm: self._run_arm(arm, target, tokens, job, stream=(repeat + 1, number))
+                    for arm in arms
+                }
+                divergence, margin = self._compare(target, tokens, runs, job)
+                for arm in arms:
+                    yield {
+                        **asdict(runs[arm]),
+                        "prompt_digest": digest,
+                        "repeat": repeat,
+                        "arm": arm,
+                        "output_digest": _digest(runs[arm].output_ids),
+                        "peak_rss_bytes": peak_rss_bytes(),
+                        "first_divergence": divergence if arm == "speculative" else None,
+                        "margin_logits": margin if arm == "speculative" else None,
+                    }
+
+    def _tokenised(self, job: dict[str, Any]) -> list[tuple[str, list[int]]]:
+        room = self._settings["context_tokens"] - job["generate_tokens"] - job_n_max(job)
+        prompts = []
+        for prompt in job["prompts"]:
+            tokens = self._target_model.tokenize(prompt["text"])
+            if not tokens:
+                raise Failure("bad-request", f"Prompt {prompt['digest'][:12]} has no tokens.")
+            if len(tokens) > room:
+                raise Failure(
+                    "bad-request",
+                    f"Prompt {prompt['digest'][:12]} has {len(tokens)} tokens and only {room} fit "
+                    "beside what is generated; raise context_tokens in the sweep.",
+                )
+            prompts.append((prompt["digest"], tokens))
+        return prompts
+
+    def _context(self, role: str, model: Model) -> Context:
+        if role not in self._contexts:
+            self._contexts[role] = model.context(self._settings)
+        return self._contexts[role]
+
+    def _run_arm(
+        self,
+        arm: str,
+        target: Context,
+        tokens: list[int],
+        job: dict[str, Any],
+        stream: tuple[int, int],
+    ) -> Run:
+        rng = np.random.default_rng([job["seed"], *stream, ARMS.index(arm)])
+        accept = job["speculation"]["accept"]
+        draw = rule(job["temperature"], accept, rng)
+        ends_text = self._target_model.ends_text
+        if arm == "baseline":
+            return baseline(target, draw, tokens, job["generate_tokens"], ends_text)
+        drafter = self._drafter(job, np.random.default_rng([job["seed"], *stream, len(ARMS)]))
+        n_max = job_n_max(job)
+        return speculative(target, drafter, draw, tokens, job["generate_tokens"], n_max, ends_text)
+
+    def _drafter(self, job: dict[str, Any], rng: np.random.Generator) -> Drafter:
+        speculation = job["speculation"]
+        if speculation["kind"] == "prompt-lookup":
+            return PromptLookup(speculation["n_min"])
+        if self._draft_model is None:
+            raise Failure("bad-request", f"{speculation['kind']} needs a draft model.")
+        return ModelDrafter(
+            self._context("draft", self._draft_model),
+            rule(job["temperature"], speculation["accept"], rng),
+            self._target_model.vocab_tokens,
+            speculation["p_min"],
+            speculation["n_min"],
+        )
+
+    def _compare(
+        self, target: Context, tokens: list[int], runs: dict[str, Run], job: dict[str, Any]
+    ) -> tuple[int | None, float | None]:
+        if job["temperature"] > 0:
+            return None, None
+        plain, drafted = (runs[arm].output_ids for arm in ARMS)
+        if plain == drafted:
+            return None, None
+        shortest = min(len(plain), len(drafted))
+        differing = (i for i in range(shortest) if plain[i] != drafted[i])
+        position = next(differing, shortest)
+        return position, top_two_margin(target, tokens, plain, position)
+
+
+def job_n_max(job: dict[str, Any]) -> int:
+    """Return the job's K."""
+    return int(job["speculation"]["n_max"])
+
+
+def peak_rss_bytes() -> int:
+    """Return the most memory this process has held so far."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _digest(output_ids: list[int]) -> str:
+    return hashlib.sha256(np.asarray(output_ids, "<i4").tobytes()).hexdigest()

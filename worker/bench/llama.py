@@ -1,0 +1,196 @@
+"""llama.cpp's low-level API, just as far as an exact decoding loop needs it."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from worker.bench.failure import Failure
+
+# llama_cpp installs a log callback on import that hides what llama.cpp says; ours shows it.
+from llama_cpp import llama_cpp as lib  # isort: skip
+
+Logits = NDArray[np.float32]
+
+CACHE_TYPES = {
+    "f32": 0,
+    "f16": 1,
+    "q4_0": 2,
+    "q4_1": 3,
+    "q5_0": 6,
+    "q5_1": 7,
+    "q8_0": 8,
+    "bf16": 30,
+}
+FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
+BATCH_TOKENS = 512
+
+
+@lib.llama_log_callback  # type: ignore[untyped-decorator]
+def _log(_level: int, text: bytes, _data: object) -> None:
+    sys.stderr.buffer.write(text)
+    sys.stderr.buffer.flush()
+
+
+def start_backend() -> None:
+    """Initialise llama.cpp; its log goes to stderr."""
+    lib.llama_log_set(_log, ctypes.c_void_p(0))
+    lib.llama_backend_init()
+
+
+def describe_build() -> dict[str, str]:
+    """Return the sha256 over llama.cpp's shared libraries, and what they were compiled for."""
+    import llama_cpp
+
+    folder = Path(llama_cpp.__file__).parent / "lib"
+    digest = hashlib.sha256()
+    seen: set[Path] = set()
+    for path in sorted(folder.iterdir()):
+        # A wheel holds each library under several version names, as copies or links.
+        real = path.resolve()
+        if real in seen or not any(part in path.name for part in (".so", ".dylib", ".dll")):
+            continue
+        seen.add(real)
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return {
+        "name": f"llama-cpp-python=={llama_cpp.__version__}",
+        "digest": digest.hexdigest(),
+        "system_info": lib.llama_print_system_info().decode(errors="replace").strip(),
+    }
+
+
+class Model:
+    """A loaded GGUF file with its vocabulary."""
+
+    def __init__(self, path: str, gpu_layers: int | None) -> None:
+        params = lib.llama_model_default_params()
+        if gpu_layers is not None:
+            params.n_gpu_layers = gpu_layers
+        self._model = lib.llama_model_load_from_file(os.fsencode(path), params)
+        if not self._model:
+            raise Failure("load-failed", f"llama.cpp could not load {Path(path).name}.")
+        self._vocab = lib.llama_model_get_vocab(self._model)
+        self.vocab_tokens: int = lib.llama_vocab_n_tokens(self._vocab)
+        self.rolls_back: bool = not (
+            lib.llama_model_is_recurrent(self._model) or lib.llama_model_is_hybrid(self._model)
+        )
+
+    def tokenize(self, text: str) -> list[int]:
+        """Return token ids with the model's own special tokens around them."""
+        raw = text.encode()
+        capacity = len(raw) + 8
+        buffer = (lib.llama_token * capacity)()
+        count = lib.llama_tokenize(self._vocab, raw, len(raw), buffer, capacity, True, True)
+        if count < 0:
+            raise Failure("bad-request", "llama.cpp could not tokenise a prompt.")
+        return list(buffer[:count])
+
+    def ends_text(self, token: int) -> bool:
+        """Say whether the token ends a generation."""
+        return bool(lib.llama_vocab_is_eog(self._vocab, token))
+
+    def context(self, settings: dict[str, Any]) -> Context:
+        """Return a fresh context that decodes up to BATCH_TOKENS in one pass."""
+        params = lib.llama_context_default_params()
+        params.n_ctx = settings["context_tokens"]
+        params.n_batch = params.n_ubatch = BATCH_TOKENS
+        params.n_seq_max = 1
+        if settings["threads"] is not None:
+            params.n_threads = params.n_threads_batch = settings["threads"]
+        params.type_k = CACHE_TYPES[settings["cache_type_k"]]
+        params.type_v = CACHE_TYPES[settings["cache_type_v"]]
+        params.flash_attn_type = FLASH_ATTENTION[settings["flash_attention"]]
+        params.no_perf = True
+        context = lib.llama_init_from_model(self._model, params)
+        if not context:
+            raise Failure(
+                "load-failed",
+                "llama.cpp could not make a context with these settings; its log says why.",
+            )
+        return Context(context, self.vocab_tokens)
+
+
+class Context:
+    """One sequence's KV cache and the logits of its last pass. `length` tokens are cached."""
+
+    def __init__(self, context: Any, vocab_tokens: int) -> None:
+        self._context = context
+        self._memory = lib.llama_get_memory(context)
+        self._vocab_tokens = vocab_tokens
+        self._batch = lib.llama_batch_init(BATCH_TOKENS, 0, 1)
+        self._token = np.ctypeslib.as_array(self._batch.token, (BATCH_TOKENS,))
+        self._pos = np.ctypeslib.as_array(self._batch.pos, (BATCH_TOKENS,))
+        self._wanted = np.ctypeslib.as_array(self._batch.logits, (BATCH_TOKENS,))
+        self._steps = np.arange(BATCH_TOKENS, dtype=np.int32)
+        for index in range(BATCH_TOKENS):
+            self._batch.n_seq_id[index] = 1
+            self._batch.seq_id[index][0] = 0
+        self._logits_address = 0
+        self._logits: Logits = np.empty((0, vocab_tokens), np.float32)
+        self.length = 0
+
+    def clear(self) -> None:
+        """Forget the sequence."""
+        lib.llama_memory_clear(self._memory, False)
+        self.length = 0
+
+    def roll_back(self, length: int) -> None:
+        """Drop every cached token from position `length` on."""
+        if length >= self.length:
+            return
+        if not lib.llama_memory_seq_rm(self._memory, 0, length, -1):
+            raise Failure(
+                "unsupported",
+                "This model's state can't be rolled back (recurrent or hybrid), so rejected "
+                "tokens can't be undone; speculation in process needs an attention-only model.",
+            )
+        self.length = length
+
+    def prefill(self, tokens: Sequence[int]) -> Logits:
+        """Append a prompt in passes of BATCH_TOKENS; return the last token's logits (a view)."""
+        logits = self._logits
+        for start in range(0, len(tokens), BATCH_TOKENS):
+            chunk = tokens[start : start + BATCH_TOKENS]
+            logits = self._pass(chunk, only_last=True)
+        return logits[0]
+
+    def decode(self, tokens: Sequence[int]) -> Logits:
+        """Append tokens in one pass; return logits [tokens, vocabulary], a view that the next
+        pass overwrites."""
+        return self._pass(tokens, only_last=False)
+
+    def _pass(self, tokens: Sequence[int], *, only_last: bool) -> Logits:
+        count = len(tokens)
+        self._batch.n_tokens = count
+        self._token[:count] = tokens
+        np.add(self._steps[:count], self.length, out=self._pos[:count])
+        self._wanted[:count] = not only_last
+        self._wanted[count - 1] = True
+        status = lib.llama_decode(self._context, self._batch)
+        if status != 0:
+            raise Failure(
+                "decode-failed" if status < 0 else "bad-request",
+                f"llama_decode returned {status} at {self.length} + {count} tokens"
+                + ("; the context is full." if status == 1 else "."),
+            )
+        self.length += count
+        return self._outputs(1 if only_last else count)
+
+    def _outputs(self, rows: int) -> Logits:
+        pointer = lib.llama_get_logits(self._context)
+        address = ctypes.addressof(pointer.contents)
+        if address != self._logits_address:
+            # A view over the most rows there can be; only those of the last pass are valid, and
+            # only those are handed out. Making a view costs more than an argmax.
+            self._logits = np.ctypeslib.as_array(pointer, (BATCH_TOKENS, self._vocab_tokens))
+            self._logits_address = address
+        logits: Logits = self._logits[:rows]
+        return logits
