@@ -30,10 +30,11 @@ class ResourceError(SpecfarmError):
 
 
 class BenchmarkError(SpecfarmError):
-    """A benchmark ran and failed; `kind` is what the job's row records."""
+    """A benchmark ran and failed; `kind` and `log_tail` are what the job's row records."""
 
     exit_code = 5
 
-    def __init__(self, kind: str, message: str) -> None:
+    def __init__(self, kind: str, message: str, log_tail: str | None = None) -> None:
         super().__init__(message)
         self.kind = kind
+        self.log_tail = log_tail

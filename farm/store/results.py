@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from sqlalchemy import select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -19,26 +18,28 @@ def add_samples(session: Session, claim: Claim, samples: list[Sample]) -> bool:
     """
     if not holds(session, claim):
         return False
-    if samples:
-        insert = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert
-        session.execute(
-            insert(SampleRow).on_conflict_do_nothing(), [_row(claim, sample) for sample in samples]
-        )
+    _insert(session, claim.job_id, claim.epoch, samples)
     return True
 
 
-def stored_count(session: Session, job_id: int, epoch: int) -> int:
-    """Return how many samples an attempt has stored."""
-    rows = session.scalars(
-        select(SampleRow.id).where(SampleRow.job_id == job_id, SampleRow.epoch == epoch)
-    )
-    return len(rows.all())
+def add_late_samples(session: Session, job_id: int, epoch: int, samples: list[Sample]) -> None:
+    """Store samples of an attempt that is over; they count as that attempt's, not the job's."""
+    _insert(session, job_id, epoch, samples)
 
 
-def _row(claim: Claim, sample: Sample) -> dict[str, object]:
+def _insert(session: Session, job_id: int, epoch: int, samples: list[Sample]) -> None:
+    if samples:
+        insert = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert
+        session.execute(
+            insert(SampleRow).on_conflict_do_nothing(),
+            [_row(job_id, epoch, sample) for sample in samples],
+        )
+
+
+def _row(job_id: int, epoch: int, sample: Sample) -> dict[str, object]:
     return {
-        "job_id": claim.job_id,
-        "epoch": claim.epoch,
+        "job_id": job_id,
+        "epoch": epoch,
         "prompt_digest": sample.prompt_digest,
         "repeat": sample.repeat,
         "arm": sample.arm.value,

@@ -156,11 +156,12 @@ class Context:
 
     def prefill(self, tokens: Sequence[int]) -> Logits:
         """Append a prompt in passes of BATCH_TOKENS; return the last token's logits (a view)."""
-        logits = self._logits
+        logits: Logits = self._logits
         for start in range(0, len(tokens), BATCH_TOKENS):
             chunk = tokens[start : start + BATCH_TOKENS]
             logits = self._pass(chunk, only_last=True)
-        return logits[0]
+        last: Logits = logits[0]
+        return last
 
     def decode(self, tokens: Sequence[int]) -> Logits:
         """Append tokens in one pass; return logits [tokens, vocabulary], a view that the next

@@ -1,0 +1,60 @@
+"""What every engine offers the worker: load a pair once, run jobs on it, end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from farm.domain.job import JobSpec
+from farm.domain.measurement import Sample
+
+
+@dataclass(frozen=True)
+class PreparedPrompt:
+    """A prompt as the engine gets it: the text may carry a calibration pair's start state."""
+
+    digest: str
+    text: str
+
+
+@dataclass(frozen=True)
+class BuildInfo:
+    """The llama.cpp that decoded, as it described itself."""
+
+    digest: str
+    name: str
+    system_info: str
+
+
+class Engine(Protocol):
+    """A loaded pair of one build. Raises farm.errors.BenchmarkError with the error's kind."""
+
+    build: BuildInfo
+
+    def run(
+        self, spec: JobSpec, prompts: list[PreparedPrompt], deadline: float
+    ) -> Iterator[Sample | None]:
+        """Yield samples as they come, and None at least every second while none does, so that
+        the caller can look at its lease. deadline: time.monotonic at which to give up."""
+
+    def log_tail(self) -> str:
+        """Return the end of the engine's log."""
+
+    def end(self) -> None:
+        """Free everything; harmless when called twice."""
+
+
+class EngineFactory(Protocol):
+    """An entry of the registry in `worker.engines.registry`."""
+
+    name: str
+
+    def builds(self) -> tuple[str, ...]:
+        """Return the builds this machine offers, as "<distribution>==<version>"."""
+
+    def load(
+        self, spec: JobSpec, target: Path, draft: Path | None, log: Path, deadline: float
+    ) -> Engine:
+        """Load a pair. Raises BenchmarkError."""

@@ -1,0 +1,126 @@
+"""The in-process engine: llama-cpp-python in a child of this interpreter."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from farm.domain.job import Arm, JobSpec
+from farm.domain.measurement import Parity, Sample
+from farm.errors import BenchmarkError
+from farm.science.parity import classify
+from worker.child import Child
+from worker.engines.contract import BuildInfo, PreparedPrompt
+
+DISTRIBUTION = "llama-cpp-python"
+LISTEN_S = 1.0
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+class InProcessEngine:
+    """A child that has a pair loaded."""
+
+    def __init__(self, child: Child, build: BuildInfo) -> None:
+        self._child = child
+        self.build = build
+
+    def run(
+        self, spec: JobSpec, prompts: list[PreparedPrompt], deadline: float
+    ) -> Iterator[Sample | None]:
+        """Run a job in the child; see `worker.engines.contract.Engine`."""
+        job = {
+            "prompts": [asdict(prompt) for prompt in prompts],
+            "speculation": asdict(spec.speculation),
+            "temperature": spec.sampling.temperature,
+            "seed": spec.sampling.seed,
+            "generate_tokens": spec.generate_tokens,
+            "repeats": spec.repeats,
+        }
+        self._child.send({"do": "run", "job": job})
+        while True:
+            message = _listen(self._child, deadline)
+            if message is None:
+                yield None
+            elif message["event"] == "sample":
+                yield _sample(message["sample"], greedy=spec.sampling.temperature <= 0)
+            elif message["event"] == "done":
+                return
+
+    def log_tail(self) -> str:
+        """Return the end of llama.cpp's log."""
+        return self._child.log_tail()
+
+    def end(self) -> None:
+        """End the child's process group."""
+        self._child.end()
+
+
+class InProcessFactory:
+    """Starts children of this interpreter."""
+
+    name = "in-process"
+
+    def builds(self) -> tuple[str, ...]:
+        """Return the installed llama-cpp-python, if any."""
+        try:
+            return (f"{DISTRIBUTION}=={metadata.version(DISTRIBUTION)}",)
+        except metadata.PackageNotFoundError:
+            return ()
+
+    def load(
+        self, spec: JobSpec, target: Path, draft: Path | None, log: Path, deadline: float
+    ) -> InProcessEngine:
+        """Start a child and load the pair; the child is ended when that fails."""
+        environment = dict(os.environ) | {"PYTHONPATH": str(_ROOT), "PYTHONUNBUFFERED": "1"}
+        child = Child([sys.executable, "-m", "worker.bench"], log, environment)
+        try:
+            child.send(
+                {
+                    "do": "load",
+                    "target_path": str(target),
+                    "draft_path": str(draft) if draft else None,
+                    "settings": asdict(spec.settings),
+                }
+            )
+            while (message := _listen(child, deadline)) is None:
+                pass
+        except BenchmarkError as error:
+            error.log_tail = child.log_tail()
+            child.end()
+            raise
+        return InProcessEngine(child, BuildInfo(**message["build"]))
+
+
+def _listen(child: Child, deadline: float) -> dict[str, Any] | None:
+    """Return the child's next message, None after LISTEN_S of silence.
+
+    Raises BenchmarkError on a reported failure, and "timeout" past the deadline.
+    """
+    message = child.receive(min(deadline, time.monotonic() + LISTEN_S))
+    if message is None:
+        if time.monotonic() >= deadline:
+            child.kill()
+            raise BenchmarkError(
+                "timeout", "The job ran past its time limit; raise job_timeout_s or ask for less."
+            )
+        return None
+    if message["event"] == "failed":
+        raise BenchmarkError(message["kind"], message["message"])
+    return message
+
+
+def _sample(message: dict[str, Any], *, greedy: bool) -> Sample:
+    arm = Arm(message["arm"])
+    parity = Parity.NOT_COMPARED
+    if greedy and arm is Arm.SPECULATIVE:
+        parity = classify(message["first_divergence"], message["margin_logits"])
+    arrays = ("output_ids", "accepted_per_position", "drafted_per_position")
+    tuples = {name: tuple(message[name]) for name in arrays}
+    generated = {"generated_tokens": len(tuples["output_ids"])}
+    return Sample(**message | tuples | generated | {"arm": arm, "parity": parity})

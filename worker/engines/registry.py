@@ -1,0 +1,8 @@
+"""The engines a worker knows, by the name a sweep uses."""
+
+from __future__ import annotations
+
+from worker.engines.contract import EngineFactory
+from worker.engines.in_process import InProcessFactory
+
+ENGINES: dict[str, EngineFactory] = {factory.name: factory for factory in (InProcessFactory(),)}

@@ -1,0 +1,190 @@
+"""Claim -> load -> run -> store: one job after another, whatever happens to the child."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from pathlib import Path
+
+from sqlalchemy import Engine as Database
+from sqlalchemy import select
+
+from farm.domain.job import JobSpec
+from farm.domain.measurement import Sample
+from farm.errors import BenchmarkError, InfrastructureError
+from farm.gguf.calibration import calibration_prompt, is_calibration, law_of
+from farm.gguf.header import read_header
+from farm.store import jobs
+from farm.store.database import reading, writing
+from farm.store.schema import BuildRow, PromptRow
+from worker.engines.contract import Engine, PreparedPrompt
+from worker.engines.registry import ENGINES
+from worker.heart import Heart
+from worker.models import locate, require_memory
+from worker.probe.environment import read_environment
+from worker.spool import Spool
+
+log = logging.getLogger(__name__)
+
+
+class LeaseLost(Exception):
+    """The job belongs to someone else now; nothing more may be written for it."""
+
+
+class Stopping(Exception):
+    """The worker was asked to stop; the job goes back unharmed."""
+
+
+class Executor:
+    """Works off due jobs. Keeps the last pair loaded for the next job that shares it."""
+
+    def __init__(
+        self,
+        database: Database,
+        claimer: jobs.Claimer,
+        home: Path,
+        models_folder: Path | None,
+        job_timeout_s: float,
+    ) -> None:
+        self._database = database
+        self._claimer = claimer
+        self._home = home
+        self._models_folder = models_folder
+        self._job_timeout_s = job_timeout_s
+        self._spool = Spool(home / "spool")
+        self._engine: Engine | None = None
+        self._engine_pair: str | None = None
+        self._busy = threading.Lock()
+        self._stopping = threading.Event()
+
+    def work_off(self) -> int:
+        """Run every due job this machine can run; return how many. One caller at a time."""
+        if not self._busy.acquire(blocking=False):
+            return 0
+        done = 0
+        try:
+            self._spool.replay(self._database)
+            while not self._stopping.is_set() and (claim := self._claim()) is not None:
+                self._execute(claim)
+                done += 1
+        except InfrastructureError as error:
+            log.warning("%s", error)
+        finally:
+            self._unload()
+            self._busy.release()
+        return done
+
+    def stop(self) -> None:
+        """Ask the running job to be given back, and claim no more."""
+        self._stopping.set()
+
+    def _claim(self) -> jobs.Claim | None:
+        with writing(self._database) as session:
+            jobs.reap(session)
+            return jobs.claim(session, self._claimer, self._engine_pair)
+
+    def _execute(self, claim: jobs.Claim) -> None:
+        log.info("job %d: %s", claim.job_id, _summary(claim.spec))
+        try:
+            with Heart(self._database, claim) as heart:
+                self._measure(claim, heart)
+            with writing(self._database) as session:
+                jobs.finish(session, claim)
+            self._spool.forget(claim)
+            log.info("job %d: done", claim.job_id)
+        except LeaseLost:
+            log.warning("job %d: its lease was lost; stopped", claim.job_id)
+            self._unload()
+        except Stopping:
+            self._unload()
+            with writing(self._database) as session:
+                jobs.release(session, claim, "The worker was stopped.")
+        except BenchmarkError as error:
+            tail = error.log_tail or (self._engine.log_tail() if self._engine else None)
+            self._unload()
+            with writing(self._database) as session:
+                state = jobs.fail(session, claim, error.kind, str(error), tail)
+            log.warning("job %d: %s (%s; now %s)", claim.job_id, error, error.kind, state)
+        except Exception as error:
+            self._unload()
+            with writing(self._database) as session:
+                jobs.fail(session, claim, "worker-error", f"{type(error).__name__}: {error}")
+            log.exception("job %d: the worker itself failed", claim.job_id)
+
+    def _measure(self, claim: jobs.Claim, heart: Heart) -> None:
+        spec = claim.spec
+        deadline = time.monotonic() + self._job_timeout_s
+        target = locate(spec.target, self._models_folder)
+        draft = locate(spec.draft, self._models_folder) if spec.draft else None
+        prompts = self._prompts(spec, target)
+        before = read_environment().to_payload()
+        engine = self._loaded(claim, target, draft, deadline)
+        with writing(self._database) as session:
+            if session.get(BuildRow, engine.build.digest) is None:
+                session.add(BuildRow(**vars(engine.build)))
+            jobs.describe_attempt(
+                session, claim, environment_before=before, build_digest=engine.build.digest
+            )
+        for sample in engine.run(spec, prompts, deadline):
+            if heart.lost.is_set():
+                raise LeaseLost
+            if self._stopping.is_set():
+                raise Stopping
+            if sample is not None:
+                self._store(claim, sample)
+        if not self._spool.flush(self._database, claim, patience_s=jobs.LEASE_SECONDS):
+            raise LeaseLost
+        with writing(self._database) as session:
+            jobs.describe_attempt(session, claim, environment_after=read_environment().to_payload())
+
+    def _loaded(
+        self, claim: jobs.Claim, target: Path, draft: Path | None, deadline: float
+    ) -> Engine:
+        spec = claim.spec
+        if self._engine is not None and self._engine_pair == spec.pair_key:
+            return self._engine
+        self._unload()
+        require_memory(spec, target, draft)
+        log_file = self._home / "logs" / f"job-{claim.job_id}-{claim.epoch}.log"
+        self._engine = ENGINES[spec.engine].load(spec, target, draft, log_file, deadline)
+        self._engine_pair = spec.pair_key
+        return self._engine
+
+    def _unload(self) -> None:
+        if self._engine is not None:
+            self._engine.end()
+        self._engine = self._engine_pair = None
+
+    def _prompts(self, spec: JobSpec, target: Path) -> list[PreparedPrompt]:
+        with reading(self._database) as session:
+            rows = session.execute(
+                select(PromptRow.digest, PromptRow.text).where(PromptRow.digest.in_(spec.prompts))
+            )
+            texts = {row.digest: row.text for row in rows}
+        header = read_header(target)
+        law = law_of(header) if is_calibration(header) else None
+        return [
+            PreparedPrompt(
+                digest,
+                texts[digest]
+                if law is None
+                else calibration_prompt(law, spec.category, texts[digest], index),
+            )
+            for index, digest in enumerate(spec.prompts)
+        ]
+
+    def _store(self, claim: jobs.Claim, sample: Sample) -> None:
+        """Put the sample on disk, then in SQL; while SQL is away it waits on disk."""
+        self._spool.keep(claim, sample)
+        if not self._spool.flush(self._database, claim, patience_s=0.0):
+            raise LeaseLost
+
+
+def _summary(spec: JobSpec) -> str:
+    speculation = spec.speculation
+    pair = f"{spec.target.name} + {spec.draft.name}" if spec.draft else spec.target.name
+    return (
+        f"{pair}, {speculation.kind} K={speculation.n_max}, {spec.category}, "
+        f"temperature {spec.sampling.temperature:g}"
+    )

@@ -1,0 +1,65 @@
+"""Finding a job's model files on this machine, and making sure they are the ones meant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+
+from farm.domain.job import JobSpec, ModelRef
+from farm.errors import BenchmarkError, UserError
+from farm.gguf.header import read_header
+from farm.gguf.identity import digest_of
+from farm.gguf.memory import memory_need_bytes
+
+GIB = 1024**3
+
+
+def locate(model: ModelRef, models_folder: Path | None) -> Path:
+    """Return the file with the model's digest: at its own path, else by name in the folder.
+
+    Raises BenchmarkError "model-missing" where no such file is here, "model-changed" where one
+    is but its content differs from what was submitted.
+    """
+    candidates = [Path(model.path)]
+    if models_folder is not None:
+        candidates += sorted(models_folder.rglob(Path(model.path).name))
+    present = [path for path in candidates if path.is_file()]
+    for path in present:
+        if digest_of(path) == model.digest:
+            return path
+    name = Path(model.path).name
+    if present:
+        raise BenchmarkError(
+            "model-changed",
+            f"{present[0]} is not the file that was submitted (sha256 {model.digest[:12]}...); "
+            "submit the sweep again to measure the new one.",
+        )
+    where = f" or in {models_folder}" if models_folder else "; set FARM_MODELS to its folder here"
+    raise BenchmarkError("model-missing", f"{name} is neither at {model.path}{where}.")
+
+
+def require_memory(spec: JobSpec, target: Path, draft: Path | None) -> None:
+    """Raise BenchmarkError "too-little-memory" where the pair would not fit beside what runs."""
+    settings = spec.settings
+    try:
+        need = sum(
+            memory_need_bytes(
+                read_header(path),
+                settings.context_tokens,
+                settings.cache_type_k,
+                settings.cache_type_v,
+            )
+            for path in (target, draft)
+            if path is not None
+        )
+    except UserError as error:
+        raise BenchmarkError("load-failed", str(error)) from None
+    available = psutil.virtual_memory().available
+    offloads = settings.gpu_layers is not None and settings.gpu_layers != 0
+    if need > available and not offloads:
+        raise BenchmarkError(
+            "too-little-memory",
+            f"The pair needs about {need / GIB:.1f} GiB and {available / GIB:.1f} GiB are free; "
+            "close other programs, use a smaller context or a smaller model.",
+        )
