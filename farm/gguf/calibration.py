@@ -21,7 +21,14 @@ from farm.domain.prompt import Category
 from farm.errors import ResourceError, UserError
 from farm.gguf.calibration_acceptance import ExpectedAcceptance, RoundCounts
 from farm.gguf.calibration_law import RESEMBLING_AGREEMENT, Law
-from farm.gguf.calibration_shapes import QUANTISATIONS, SHAPES, ModelShape, Shape, shape_named, tensors
+from farm.gguf.calibration_shapes import (
+    QUANTISATIONS,
+    SHAPES,
+    ModelShape,
+    Shape,
+    shape_named,
+    tensors,
+)
 from farm.gguf.calibration_writer import PREFIX, write_model
 from farm.gguf.header import Header, read_header
 
