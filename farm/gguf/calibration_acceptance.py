@@ -71,7 +71,7 @@ def expect(
     """
     if n_max < 1:
         raise UserError(f"At least one token must be drafted per round, not {n_max}.")
-    if accept is AcceptRule.MATCH:
+    if accept == AcceptRule.MATCH:
         proposed = np.zeros_like(draft)
         proposed[np.arange(len(draft)), draft.argmax(axis=1)] = 1.0
         accepted = target * proposed

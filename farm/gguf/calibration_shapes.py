@@ -59,7 +59,7 @@ class Shape:
     @property
     def minimal_vocab(self) -> int:
         """Return the smallest vocabulary that holds the law's tokens."""
-        return FIRST_STATE_TOKEN + len(Category) * self.states_per_category
+        return -(-(FIRST_STATE_TOKEN + len(Category) * self.states_per_category) // 64) * 64
 
 
 @dataclass(frozen=True)
