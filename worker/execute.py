@@ -79,6 +79,10 @@ class Executor:
         """Ask the running job to be given back, and claim no more."""
         self._stopping.set()
 
+    def wait_stopped(self, limit_s: float) -> bool:
+        """Wait until `stop` was called or the limit passed; say whether it was called."""
+        return self._stopping.wait(limit_s)
+
     def _claim(self) -> jobs.Claim | None:
         with writing(self._database) as session:
             jobs.reap(session)

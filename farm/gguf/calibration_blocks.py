@@ -119,9 +119,7 @@ def _output_steps(
 ) -> NDArray[np.int8]:
     low, high = LOW_STEPS
     steps = rng.integers(-127, 128, (len(rows), n_embd), dtype=np.int8)
-    steps[:, : law.n_states] = rng.integers(
-        low, high + 1, (len(rows), law.n_states), dtype=np.int8
-    )
+    steps[:, : law.n_states] = rng.integers(low, high + 1, (len(rows), law.n_states), dtype=np.int8)
     # One column per block of 32 at the grid's end keeps Q8_0's scale at the grid's step.
     steps[:, ::32] = np.where(np.arange(0, n_embd, 32) < law.n_states, low, 127)
     for state in range(TEXT_STATE, law.n_states):

@@ -51,7 +51,9 @@ def write_model(
     try:
         writer = GGUFWriter(unfinished, "llama")
         writer.add_name(f"{NAME} ({role})")
-        writer.add_description("Random weights around a known next-token table; its output is no text.")
+        writer.add_description(
+            "Random weights around a known next-token table; its output is no text."
+        )
         writer.add_file_type(_FILE_TYPES[quantisation])
         _add_shape(writer, shape, vocab_size)
         _add_vocabulary(writer, law, vocab_size)

@@ -102,9 +102,7 @@ def parse(path: Path) -> Parsed:
         if path.is_dir():
             raise UserError(f"{path} is a folder; give the .gguf file in it.")
         if size < len(_MAGIC):
-            raise UserError(
-                f"{path} is no GGUF model: it holds {size} bytes; download it again."
-            )
+            raise UserError(f"{path} is no GGUF model: it holds {size} bytes; download it again.")
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _Reader(path, data, size).read()
     except FileNotFoundError:

@@ -8,10 +8,10 @@ from farm.queue.app import app
 
 WAKE = "specfarm.wake"
 
-_on_wake: Callable[[], None] | None = None
+_on_wake: Callable[[], object] | None = None
 
 
-def on_wake(work: Callable[[], None]) -> None:
+def on_wake(work: Callable[[], object]) -> None:
     """Set what this process does when a doorbell rings."""
     global _on_wake
     _on_wake = work

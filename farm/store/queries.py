@@ -232,3 +232,26 @@ def machine_summaries(session: Session) -> list[MachineSummary]:
         .order_by(MachineRow.name)
     )
     return [MachineSummary(*tuple(row)) for row in rows]
+
+
+def job_keys_present(session: Session, keys: Sequence[str]) -> set[str]:
+    """Return which of the job keys are stored already."""
+    return set(session.scalars(select(JobRow.key).where(JobRow.key.in_(keys))))
+
+
+def decode_speeds(session: Session, target_digests: Sequence[str]) -> dict[str, float]:
+    """Return the baseline decode speed measured so far, in tok/s, by target digest."""
+    rows = session.execute(
+        select(
+            JobRow.target_digest,
+            func.sum(SampleRow.generated_tokens - 1) / func.sum(SampleRow.decode_ms) * 1000.0,
+        )
+        .join(SampleRow, SampleRow.job_id == JobRow.id)
+        .where(
+            JobRow.target_digest.in_(target_digests),
+            SampleRow.arm == "baseline",
+            SampleRow.generated_tokens > 1,
+        )
+        .group_by(JobRow.target_digest)
+    )
+    return {digest: float(speed) for digest, speed in rows if speed}

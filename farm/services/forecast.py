@@ -1,0 +1,123 @@
+"""How long a plan would take and what it would meet, before anything is submitted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from farm.domain.hardware import GIB
+from farm.domain.job import JobSpec
+from farm.errors import InfrastructureError
+from farm.services.plan import Plan
+from farm.services.status import selectors
+from farm.store.database import open_database, reading
+from farm.store.migrate import current, head
+from farm.store.queries import MachineSummary, decode_speeds, job_keys_present, machine_summaries
+
+# Speculation rarely halves the speed and rarely more than doubles it; taken as no change, the
+# estimate stays on the long side.
+ARMS = 2
+WARM_UP_SHARE = 1.15
+PROMPT_SHARE = 1.25
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """seconds: measuring time left on one machine, None where a target's speed is unknown.
+
+    basis says what it rests on. obstacles: jobs that no registered machine could run, and why.
+    """
+
+    new_jobs: int
+    seconds: float | None
+    basis: str
+    obstacles: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """Return the forecast as sentences."""
+        minutes = "unknown" if self.seconds is None else _duration(self.seconds)
+        return [
+            f"{self.new_jobs} new jobs; estimated time on one machine: {minutes} ({self.basis})",
+            *(f"can't run now: {obstacle}" for obstacle in self.obstacles),
+        ]
+
+
+def forecast(plan: Plan, database_url: str, bandwidth_gb_s: Callable[[], float]) -> Forecast:
+    """Estimate a plan's time and name what stands in its way.
+
+    Speeds are this farm's own measurements of the same target where it has any; otherwise the
+    time to read the target's weights once per token at the bandwidth that the callable measures.
+    """
+    machines, present, speeds = _known(plan, database_url)
+    new = [spec for spec in plan.jobs if spec.key not in present]
+    measured = {digest for digest in plan.models if digest in speeds}
+    bandwidth = (
+        None
+        if all(spec.target.digest in measured for spec in new)
+        else (bandwidth_gb_s() * 1e9)
+    )
+    seconds = 0.0
+    for spec in new:
+        speed = speeds.get(spec.target.digest)
+        if speed is None and bandwidth is not None:
+            speed = bandwidth / plan.models[spec.target.digest].header.tensor_bytes
+        tokens = len(spec.prompts) * spec.repeats * spec.generate_tokens * ARMS
+        seconds += tokens / (speed or 1.0) * PROMPT_SHARE * WARM_UP_SHARE
+    basis = (
+        "from speeds measured before"
+        if bandwidth is None
+        else (
+            f"from the models' sizes at this machine's {bandwidth / 1e9:.0f} GB/s of memory bandwidth"
+        )
+    )
+    return Forecast(len(new), seconds, basis, tuple(_obstacles(plan, new, machines)))
+
+
+def _known(
+    plan: Plan, database_url: str
+) -> tuple[list[MachineSummary], set[str], dict[str, float]]:
+    engine = open_database(database_url)
+    try:
+        if current(engine) != head():
+            return [], set(), {}
+        with reading(engine) as session:
+            return (
+                machine_summaries(session),
+                job_keys_present(session, [spec.key for spec in plan.jobs]),
+                decode_speeds(session, list(plan.models)),
+            )
+    except InfrastructureError:
+        # A dry run needs no farm; it then knows of no machine and no measurement.
+        return [], set(), {}
+
+
+def _obstacles(plan: Plan, new: list[JobSpec], machines: list[MachineSummary]) -> list[str]:
+    found: dict[str, int] = {}
+    for spec in new:
+        able = [
+            machine
+            for machine in machines
+            if spec.machine in selectors(machine) and spec.build in machine.builds
+        ]
+        need = plan.need_bytes[spec.pair_key]
+        if not able:
+            text = f"no registered machine matches '{spec.machine}' with build {spec.build}"
+        elif all(need > machine.facts["memory_bytes"] for machine in able) and not (
+            spec.settings.gpu_layers
+        ):
+            text = (
+                f"{spec.target.name} at {spec.settings.context_tokens} tokens of context needs "
+                f"about {need / GIB:.1f} GiB, more than any matching machine has"
+            )
+        else:
+            continue
+        found[text] = found.get(text, 0) + 1
+    return [f"{count} jobs: {text}" for text, count in found.items()]
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

@@ -1,0 +1,218 @@
+"""From a sweep file to the jobs it means, checked as far as can be without running."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from farm.domain.decoding import AcceptRule, Sampling, Settings, Speculation, SpeculationKind
+from farm.domain.job import JobSpec, ModelRef
+from farm.domain.prompt import Prompt, PromptSet
+from farm.errors import UserError
+from farm.gguf.compat import check_pair
+from farm.gguf.header import Header, read_header
+from farm.gguf.identity import digest_of
+from farm.gguf.memory import memory_need_bytes
+from farm.services.prompts import find_prompt_set
+from farm.services.sweepfile import INSTALLED, PairEntry, SweepFile, load_sweep
+
+# Every job's key travels in one statement; SQLite takes 32,766 values in one.
+MAX_JOBS = 20_000
+
+Progress = Callable[[Path, int, int], None]
+
+
+@dataclass(frozen=True)
+class PlannedModel:
+    """A model file that jobs refer to."""
+
+    ref: ModelRef
+    header: Header
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A pair that can't run and why."""
+
+    target: str
+    draft: str
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep file means: its jobs in order, and what they refer to.
+
+    need_bytes maps a job's pair_key to the memory that the pair takes at its context size.
+    """
+
+    name: str
+    source: str
+    jobs: tuple[JobSpec, ...]
+    models: dict[str, PlannedModel]
+    prompt_set: PromptSet
+    prompts: tuple[Prompt, ...]
+    refusals: tuple[Refusal, ...]
+    need_bytes: dict[str, int]
+
+
+def plan_sweep(path: Path, progress: Progress | None = None) -> Plan:
+    """Read, check and expand a sweep file. Model paths count from the file's own folder.
+
+    Expansion is deterministic, K fastest; cells that a setting can't tell apart (a seed at
+    temperature 0) are one job. progress is called with (file, bytes hashed, bytes in all) while
+    model digests are computed. Raises UserError on the first thing that is wrong; an incompatible
+    pair is a refusal.
+    """
+    sweep, source = load_sweep(path)
+    prompt_set = find_prompt_set(sweep.prompts.set, path.parent)
+    chosen = _choose_prompts(sweep, prompt_set)
+    models: dict[str, PlannedModel] = {}
+    refusals: list[Refusal] = []
+    jobs: list[JobSpec] = []
+    need_bytes: dict[str, int] = {}
+    for entry in sweep.pairs:
+        target = _model(entry.target, path.parent, progress)
+        models[target.ref.digest] = target
+        for draft in _drafts(entry, path.parent, progress):
+            if draft is not None:
+                compatibility = check_pair(target.header, draft.header)
+                if not compatibility.compatible:
+                    refusals.append(Refusal(target.ref.name, draft.ref.name, compatibility.reasons))
+                    continue
+                models[draft.ref.digest] = draft
+            for job in _cells(sweep, entry, target, draft, chosen):
+                jobs.append(job)
+                if job.pair_key not in need_bytes:
+                    need_bytes[job.pair_key] = _need(job.settings, target, draft)
+    if len(jobs) > MAX_JOBS:
+        raise UserError(
+            f"{path} expands to {len(jobs)} jobs and {MAX_JOBS} is the most for one sweep; split "
+            "it. Nothing was submitted."
+        )
+    return Plan(
+        name=sweep.name,
+        source=source,
+        jobs=tuple({job.key: job for job in jobs}.values()),
+        models=models,
+        prompt_set=prompt_set,
+        prompts=tuple(prompt for prompts in chosen.values() for prompt in prompts),
+        refusals=tuple(refusals),
+        need_bytes=need_bytes,
+    )
+
+
+def _choose_prompts(sweep: SweepFile, prompt_set: PromptSet) -> dict[str, list[Prompt]]:
+    categories = sweep.prompts.categories or list(prompt_set.categories)
+    unknown = [category for category in categories if category not in prompt_set.categories]
+    if unknown:
+        raise UserError(
+            f"The prompt set '{prompt_set.name}' has no category '{unknown[0]}'; it has "
+            f"{', '.join(prompt_set.categories)}."
+        )
+    return {
+        category: [prompt for prompt in prompt_set.prompts if prompt.category == category][
+            : sweep.prompts.per_category
+        ]
+        for category in categories
+    }
+
+
+def _model(name: str, folder: Path, progress: Progress | None) -> PlannedModel:
+    path = (folder / Path(name).expanduser()).resolve()
+    header = read_header(path)
+    digest = digest_of(path, None if progress is None else lambda *at: progress(path, *at))
+    return PlannedModel(ModelRef(str(path), digest, path.stem), header)
+
+
+def _drafts(
+    entry: PairEntry, folder: Path, progress: Progress | None
+) -> Iterator[PlannedModel | None]:
+    if entry.drafts is None:
+        yield None
+    for draft in entry.drafts or ():
+        yield _model(draft, folder, progress)
+
+
+def _cells(
+    sweep: SweepFile,
+    entry: PairEntry,
+    target: PlannedModel,
+    draft: PlannedModel | None,
+    prompts: dict[str, list[Prompt]],
+) -> Iterator[JobSpec]:
+    for settings, temperature, seed, (
+        category,
+        members,
+    ), p_min, accept, n_max, machine in itertools.product(
+        _settings(sweep),
+        sweep.temperatures,
+        sweep.seeds,
+        prompts.items(),
+        sweep.p_min,
+        sweep.accept,
+        sweep.k,
+        sweep.machines,
+    ):
+        yield JobSpec(
+            machine=machine,
+            engine=sweep.engine,
+            build=_build(sweep.build),
+            target=target.ref,
+            draft=draft.ref if draft else None,
+            speculation=Speculation(
+                kind=SpeculationKind(entry.kind),
+                n_max=n_max,
+                n_min=sweep.n_min,
+                p_min=float(p_min) if draft else 0.0,
+                # At temperature 0 both rules are one comparison, and no seed is used.
+                accept=AcceptRule(accept) if temperature > 0 else AcceptRule.EXACT,
+            ),
+            sampling=Sampling(float(temperature), seed if temperature > 0 else 0),
+            settings=settings,
+            category=category,
+            prompts=tuple(prompt.digest for prompt in members),
+            generate_tokens=sweep.generate_tokens,
+            repeats=sweep.repeats,
+        )
+
+
+def _settings(sweep: SweepFile) -> list[Settings]:
+    machine_default: list[int | None] = [None]
+    return [
+        Settings(*values)
+        for values in itertools.product(
+            sweep.context_tokens,
+            sweep.threads or machine_default,
+            sweep.gpu_layers or machine_default,
+            sweep.draft_gpu_layers or machine_default,
+            sweep.cache_type_k,
+            sweep.cache_type_v,
+            sweep.flash_attention,
+        )
+    ]
+
+
+def _build(build: str) -> str:
+    if build != INSTALLED:
+        return build
+    try:
+        return f"llama-cpp-python=={metadata.version('llama-cpp-python')}"
+    except metadata.PackageNotFoundError:
+        raise UserError(
+            "llama-cpp-python is not installed here, so 'build: installed' means nothing; name "
+            "the workers' build in the sweep, such as build: llama-cpp-python==0.3.36."
+        ) from None
+
+
+def _need(settings: Settings, target: PlannedModel, draft: PlannedModel | None) -> int:
+    return sum(
+        memory_need_bytes(
+            model.header, settings.context_tokens, settings.cache_type_k, settings.cache_type_v
+        )
+        for model in (target, draft)
+        if model is not None
+    )

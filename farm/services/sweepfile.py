@@ -1,0 +1,219 @@
+"""Sweep files: YAML in, a checked `SweepFile` out, errors with file, line and column."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from farm.domain.decoding import AcceptRule, SpeculationKind
+from farm.errors import UserError
+
+K_MAX = 128
+INSTALLED = "installed"
+CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
+FlashAttention = Literal["auto", "on", "off"]
+
+
+def _as_list(value: Any) -> Any:
+    return value if isinstance(value, list) else [value]
+
+
+def _no_gaps_nor_repeats(values: list[Any]) -> list[Any]:
+    if not values:
+        raise ValueError("the list is empty")
+    repeated = [value for index, value in enumerate(values) if value in values[:index]]
+    if repeated:
+        raise ValueError(f"{repeated[0]!r} is there twice")
+    return values
+
+
+def _spelled_out(value: Any) -> Any:
+    """Turn {from: 2, to: 8, step: 2} into [2, 4, 6, 8]."""
+    if not isinstance(value, dict):
+        return value
+    numbers = {"step": 1} | value
+    if set(numbers) != {"from", "to", "step"}:
+        raise ValueError("a range has the keys from, to and, if you like, step")
+    if not all(type(number) is int for number in numbers.values()) or numbers["step"] < 1:
+        raise ValueError("from, to and step are whole numbers and step is at least 1")
+    if numbers["to"] > K_MAX:
+        raise ValueError(f"to is at most {K_MAX}")
+    return list(range(numbers["from"], numbers["to"] + 1, numbers["step"]))
+
+
+def _yaml_word(value: Any) -> Any:
+    # YAML 1.1 reads a bare on or off as a truth value.
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
+T = TypeVar("T")
+Many = Annotated[list[T], BeforeValidator(_as_list), AfterValidator(_no_gaps_nor_repeats)]
+N = Annotated[int, Field(ge=1, le=K_MAX)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class PairEntry(_Strict):
+    """A target with drafts, or with a kind that needs none."""
+
+    target: str
+    drafts: Many[str] | None = None
+    kind: Literal["draft-simple", "prompt-lookup"] = "draft-simple"
+
+    @model_validator(mode="after")
+    def _drafts_fit_kind(self) -> PairEntry:
+        needs = SpeculationKind(self.kind).needs_draft
+        if needs and not self.drafts:
+            raise ValueError(f"kind {self.kind} needs 'drafts'; a kind without is prompt-lookup")
+        if not needs and self.drafts:
+            raise ValueError(f"kind {self.kind} takes no 'drafts'")
+        return self
+
+
+class PromptChoice(_Strict):
+    """Which prompts: a set, some of its categories, the first few of each."""
+
+    set: str = "standard"
+    categories: Many[str] | None = None
+    per_category: Positive | None = None
+
+
+class SweepFile(_Strict):
+    """One sweep. Every list is a dimension of the grid."""
+
+    name: Annotated[str, Field(min_length=1, max_length=100)]
+    machines: Many[Annotated[str, Field(pattern=r"^(any|kind:(cpu|nvidia|apple)|name:\S+)$")]] = [
+        "any"
+    ]
+    pairs: Annotated[list[PairEntry], Field(min_length=1)]
+    k: Annotated[Many[N], BeforeValidator(_spelled_out)]
+    p_min: Many[Annotated[float, Field(ge=0, le=1)]] = [0.0]
+    n_min: Annotated[int, Field(ge=0, le=K_MAX)] = 0
+    accept: Many[Literal["exact", "match"]] = [AcceptRule.EXACT.value]
+    temperatures: Many[Annotated[float, Field(ge=0, le=5)]] = [0.0]
+    seeds: Many[Annotated[int, Field(ge=0)]] = [0]
+    prompts: PromptChoice = PromptChoice()
+    generate_tokens: Annotated[int, Field(ge=2, le=100_000)] = 128
+    repeats: Annotated[int, Field(ge=1, le=100)] = 1
+    context_tokens: Many[Annotated[int, Field(ge=64)]] = [2048]
+    threads: Many[Positive] | None = None
+    gpu_layers: Many[Annotated[int, Field(ge=-1)]] | None = None
+    draft_gpu_layers: Many[Annotated[int, Field(ge=-1)]] | None = None
+    cache_type_k: Many[CacheType] = ["f16"]
+    cache_type_v: Many[CacheType] = ["f16"]
+    flash_attention: Many[Annotated[FlashAttention, BeforeValidator(_yaml_word)]] = ["auto"]
+    engine: Literal["in-process"] = "in-process"
+    build: str = INSTALLED
+
+
+def load_sweep(path: Path) -> tuple[SweepFile, str]:
+    """Return a sweep file's content, checked, and its text.
+
+    Raises UserError naming file, line and column, what is wrong, and what is allowed there.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(
+            f"There is no sweep file {path}; 'farm submit --example' prints one."
+        ) from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder; name a sweep file in it.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} can't be read as text: {error}.") from None
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        content = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        raise UserError(f"{path}{where}: not valid YAML: {error.problem}.") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {error}.") from None
+    if not isinstance(root, yaml.MappingNode):
+        raise UserError(
+            f"{path}:1:1: a sweep is a mapping of keys; 'farm submit --example' prints one."
+        )
+    _refuse_repeated_keys(path, root)
+    try:
+        return SweepFile.model_validate(content), text
+    except ValidationError as error:
+        lines = [_describe(path, root, problem) for problem in error.errors()]
+        raise UserError("\n".join(dict.fromkeys(lines)) + "\nNothing was submitted.") from None
+
+
+def _describe(path: Path, root: yaml.Node, problem: Any) -> str:
+    # Tags that pydantic adds for "None or a list" are no keys of the file.
+    steps = [step for step in problem["loc"] if not str(step).startswith(("function-", "list["))]
+    kind, key = problem["type"], ".".join(str(step) for step in steps)
+    if kind == "extra_forbidden":
+        mark = _mark(root, steps, of_key=True)
+        known = sorted(_model_at(steps[:-1]).model_fields)
+        what = f"unknown key '{steps[-1]}'; allowed are {', '.join(known)}"
+    elif kind == "missing":
+        mark = _mark(root, steps[:-1])
+        what = f"'{steps[-1]}' is missing"
+    else:
+        mark = _mark(root, steps)
+        message = problem["msg"].removeprefix("Value error, ")
+        given = problem["input"]
+        shown = f" (it is {given!r})" if isinstance(given, str | int | float) else ""
+        what = f"{key}: {message[0].lower()}{message[1:]}{shown}" if key else message
+    return f"{path}:{mark.line + 1}:{mark.column + 1}: {what}."
+
+
+def _model_at(steps: Sequence[Any]) -> type[BaseModel]:
+    nested: dict[Any, type[BaseModel]] = {"pairs": PairEntry, "prompts": PromptChoice}
+    return nested.get(steps[0], SweepFile) if steps else SweepFile
+
+
+def _mark(node: yaml.Node, steps: Sequence[Any], *, of_key: bool = False) -> yaml.Mark:
+    """Return where the node at `steps` starts, or the deepest one above it that the file has."""
+    mark = node.start_mark
+    for step in steps:
+        if isinstance(node, yaml.MappingNode):
+            found = next((pair for pair in node.value if pair[0].value == step), None)
+            if found is None:
+                break
+            key_node, node = found
+            mark = key_node.start_mark if of_key else node.start_mark
+        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int):
+            if step >= len(node.value):
+                break
+            node = node.value[step]
+            mark = node.start_mark
+        else:
+            break
+    return mark
+
+
+def _refuse_repeated_keys(path: Path, node: yaml.Node) -> None:
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            if key.value in seen:
+                mark = key.start_mark
+                raise UserError(
+                    f"{path}:{mark.line + 1}:{mark.column + 1}: the key '{key.value}' is there "
+                    "twice; keep one.\nNothing was submitted."
+                )
+            seen.add(key.value)
+            _refuse_repeated_keys(path, value)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            _refuse_repeated_keys(path, value)
