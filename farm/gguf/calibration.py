@@ -20,8 +20,16 @@ from farm.domain.decoding import AcceptRule
 from farm.domain.prompt import Category
 from farm.errors import ResourceError, UserError
 from farm.gguf.calibration_acceptance import ExpectedAcceptance, RoundCounts
-from farm.gguf.calibration_law import RESEMBLING_AGREEMENT, Law
-from farm.gguf.calibration_shapes import QUANTISATIONS, SHAPES, ModelShape, Shape, shape_named, tensors
+from farm.gguf.calibration_law import Law
+from farm.gguf.calibration_shapes import (
+    QUANTISATIONS,
+    SHAPES,
+    ModelShape,
+    Shape,
+    shape_named,
+    tensors,
+)
+from farm.gguf.calibration_tables import RESEMBLING_AGREEMENT
 from farm.gguf.calibration_writer import PREFIX, write_model
 from farm.gguf.header import Header, read_header
 
@@ -95,7 +103,12 @@ def make_pair(
         role: sum(plan.nbytes for plan in tensors(models[role], vocab[role], quantisation))
         for role in models
     }
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"The folder {folder} cannot be made ({error.strerror}); choose another one."
+        ) from error
     _refuse_if_too_large(folder, sum(sizes[role] for role in missing), sum(sizes.values()), force)
     fields = {"pair": fingerprint, "expected": _expected_json(law)}
     total, done = sum(sizes[role] for role in missing), 0
@@ -106,10 +119,16 @@ def make_pair(
         if progress:
             progress(done, total)
 
-    for role in missing:
-        write_model(
-            paths[role], role, models[role], vocab[role], quantisation, law, fields, advance
-        )
+    try:
+        for role in missing:
+            write_model(
+                paths[role], role, models[role], vocab[role], quantisation, law, fields, advance
+            )
+    except OSError as error:
+        raise ResourceError(
+            f"The calibration pair could not be written to {folder} ({error.strerror}); "
+            f"nothing half-written was left, so free the disk or choose another folder."
+        ) from error
     return paths["target"], paths["draft"]
 
 

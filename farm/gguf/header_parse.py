@@ -8,9 +8,10 @@ import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gguf import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType, GGUFValueType
+from gguf import GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType, GGUFValueType
 
 from farm.errors import UserError
+from farm.gguf.tensor_types import type_bytes
 
 Scalar = str | int | float | bool
 
@@ -80,8 +81,7 @@ class TensorInfo:
     @property
     def nbytes(self) -> int:
         """Return the size in the file, without padding."""
-        block, size = GGML_QUANT_SIZES[self.type]
-        return -(-self.elements // block) * size
+        return type_bytes(self.type, self.elements)
 
 
 @dataclass(frozen=True)
@@ -102,9 +102,7 @@ def parse(path: Path) -> Parsed:
         if path.is_dir():
             raise UserError(f"{path} is a folder; give the .gguf file in it.")
         if size < len(_MAGIC):
-            raise UserError(
-                f"{path} is no GGUF model: it holds {size} bytes; download it again."
-            )
+            raise UserError(f"{path} is no GGUF model: it holds {size} bytes; download it again.")
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _Reader(path, data, size).read()
     except FileNotFoundError:
