@@ -78,11 +78,15 @@ def shapes(as_json: JsonFlag = False) -> None:
         ]
         print(json.dumps(rows, indent=2))
         return
-    table = Table("shape", "what", *(f"{kind} GB" for kind in QUANTISATIONS), caption=NOTICE)
+    table = Table("shape", *(f"{kind} GB" for kind in QUANTISATIONS), caption=NOTICE)
+    table.columns[0].no_wrap = True
     for name, by_kind in sizes.items():
-        cells = [f"{target / 1e9:.3g} + {draft / 1e9:.3g}" for target, draft in by_kind.values()]
-        table.add_row(name, SHAPES[name].about, *cells)
-    Console().print(table)
+        cells = [f"{target / 1e9:.2g} + {draft / 1e9:.1g}" for target, draft in by_kind.values()]
+        table.add_row(name, *cells)
+    console = Console()
+    console.print(table)
+    for name, shape in SHAPES.items():
+        console.print(f"{name}: {shape.about}", highlight=False)
 
 
 @app.command()

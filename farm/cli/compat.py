@@ -25,7 +25,7 @@ def compat(
 ) -> None:
     """Check a pair from its headers alone, by llama.cpp's own rules.
 
-    With a folder, every pair in it whose draft is the smaller file. Exit code 0 when the pair (or
+    With a folder, every pair in it whose draft has fewer parameters. Exit code 0 when the pair (or
     any pair of the folder) is compatible, 2 when not.
     """
     if draft is not None:
@@ -54,11 +54,13 @@ def _pairs_in(folder: Path) -> tuple[list[tuple[Header, Header]], list[str]]:
     pairs = [
         (target, draft)
         for target, draft in permutations(headers, 2)
-        if draft.file_bytes < target.file_bytes
+        if draft.parameter_count < target.parameter_count
     ]
     if not pairs:
         reason = f" ({skipped[0]})" if skipped else ""
-        raise UserError(f"{folder} holds no two .gguf models of different size to pair{reason}.")
+        raise UserError(
+            f"{folder} holds no two .gguf models of different parameter counts to pair{reason}."
+        )
     return pairs, skipped
 
 
@@ -73,19 +75,30 @@ def _row(target: Header, draft: Header, verdict: Compatibility) -> dict[str, Any
 
 
 def _show(verdicts: list[tuple[Header, Header, Compatibility]], skipped: list[str]) -> None:
-    table = Table("target", "draft", "fits", "why")
-    for target, draft, verdict in verdicts:
-        why = [*verdict.reasons, *(f"note: {note}" for note in verdict.notes)]
-        table.add_row(
-            target.path.name,
-            draft.path.name,
-            "[green]yes[/]" if verdict.compatible else "[red]no[/]",
-            "\n".join(_escaped(line) for line in why) or "all of llama.cpp's rules hold",
-        )
     console = Console()
-    console.print(table)
+    if len(verdicts) == 1:
+        target, draft, verdict = verdicts[0]
+        said = "fits" if verdict.compatible else "does not fit"
+        console.print(f"{_escaped(draft.path.name)} {said} {_escaped(target.path.name)}")
+        for line in _why(verdict):
+            console.print(f"  - {line}")
+    else:
+        table = Table("target", "draft", "fits", "why")
+        for column in table.columns[:2]:
+            column.overflow = "fold"
+        for target, draft, verdict in verdicts:
+            fits = "[green]yes[/]" if verdict.compatible else "[red]no[/]"
+            names = _escaped(target.path.name), _escaped(draft.path.name)
+            table.add_row(*names, fits, "\n".join(_why(verdict)))
+        console.print(table)
     for reason in skipped:
         console.print(f"left out: {_escaped(reason)}")
+
+
+def _why(verdict: Compatibility) -> list[str]:
+    rules = [] if verdict.reasons else ["all of llama.cpp's rules hold"]
+    notes = [f"note: {note}" for note in verdict.notes]
+    return [_escaped(line) for line in (*verdict.reasons, *rules, *notes)]
 
 
 def _escaped(text: str) -> str:

@@ -127,8 +127,9 @@ def _state_notes(role: str, header: Header) -> list[str]:
 
 
 def _size(target: Header, draft: Header) -> list[str]:
-    if not target.parameter_count:
-        return []
+    empty = [role for role, header in (("target", target), ("draft", draft)) if not header.tensors]
+    if empty:
+        return [f"the {role} holds a vocabulary and no weights" for role in empty]
     share = draft.parameter_count / target.parameter_count
     if share <= LARGE_DRAFT_SHARE:
         return []
