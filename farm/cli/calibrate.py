@@ -81,7 +81,7 @@ def shapes(as_json: JsonFlag = False) -> None:
     table = Table("shape", *(f"{kind} GB" for kind in QUANTISATIONS), caption=NOTICE)
     table.columns[0].no_wrap = True
     for name, by_kind in sizes.items():
-        cells = [f"{target / 1e9:.2g} + {draft / 1e9:.1g}" for target, draft in by_kind.values()]
+        cells = [f"{_gb(target)} + {_gb(draft)}" for target, draft in by_kind.values()]
         table.add_row(name, *cells)
     console = Console()
     console.print(table)
@@ -129,3 +129,7 @@ def expect(
     for category, values in expected.items():
         table.add_row(category, *(f"{v.rate:.3f} ({v.tokens_per_round:.2f})" for v in values))
     Console().print(table)
+
+
+def _gb(count: int) -> str:
+    return f"{count / 1e9:.0f}" if count >= 10e9 else f"{count / 1e9:.1g}"

@@ -20,7 +20,7 @@ from farm.domain.decoding import AcceptRule
 from farm.domain.prompt import Category
 from farm.errors import ResourceError, UserError
 from farm.gguf.calibration_acceptance import ExpectedAcceptance, RoundCounts
-from farm.gguf.calibration_law import Law
+from farm.gguf.calibration_law import METADATA_LAW, METADATA_PREFIX, Law
 from farm.gguf.calibration_shapes import (
     QUANTISATIONS,
     SHAPES,
@@ -30,7 +30,7 @@ from farm.gguf.calibration_shapes import (
     tensors,
 )
 from farm.gguf.calibration_tables import RESEMBLING_AGREEMENT
-from farm.gguf.calibration_writer import PREFIX, write_model
+from farm.gguf.calibration_writer import write_model
 from farm.gguf.header import Header, read_header
 
 __all__ = [
@@ -146,12 +146,12 @@ def pair_bytes(shape: Shape, quantisation: str) -> tuple[int, int]:
 
 def is_calibration(header: Header) -> bool:
     """Say whether a file is one of a calibration pair, and so no language model."""
-    return f"{PREFIX}.law" in header.metadata
+    return METADATA_LAW in header.metadata
 
 
 def law_of(header: Header) -> Law:
     """Return the law of a calibration file. Raises: UserError where it is none."""
-    text = header.metadata.get(f"{PREFIX}.law")
+    text = header.metadata.get(METADATA_LAW)
     if not isinstance(text, str):
         raise UserError(f"{header.path} is not a calibration file: it carries no law.")
     return Law.from_json(text)
@@ -179,7 +179,7 @@ def _is_there(path: Path, fingerprint: str) -> bool:
     if not path.is_file():
         return False
     try:
-        return read_header(path).metadata.get(f"{PREFIX}.pair") == fingerprint
+        return read_header(path).metadata.get(f"{METADATA_PREFIX}.pair") == fingerprint
     except UserError:
         return False
 

@@ -36,6 +36,10 @@ from farm.gguf.calibration_tables import (
     successor_table,
 )
 
+METADATA_PREFIX = "specfarm.calibration"
+METADATA_LAW = f"{METADATA_PREFIX}.law"
+"""The metadata field that holds a file's law, and by which a calibration file is known."""
+
 
 @dataclass(frozen=True)
 class Law:

@@ -12,12 +12,11 @@ from gguf import GGUFWriter, LlamaFileType, TokenType
 from numpy.typing import NDArray
 
 from farm.gguf.calibration_blocks import tensor_slices
-from farm.gguf.calibration_law import Law
+from farm.gguf.calibration_law import METADATA_LAW, METADATA_PREFIX, Law
 from farm.gguf.calibration_shapes import ModelShape, tensors
 from farm.gguf.calibration_tables import FIRST_STATE_TOKEN
 
 NAME = "specfarm calibration pair, not a language model"
-PREFIX = "specfarm.calibration"
 
 CONTEXT_TOKENS = 32_768
 RMS_EPSILON = 1e-6
@@ -61,8 +60,9 @@ def write_model(
         writer.add_file_type(_FILE_TYPES[quantisation])
         _add_shape(writer, shape, vocab_size)
         _add_vocabulary(writer, law, vocab_size)
-        for key, value in {"role": role, "law": law.to_json(), **fields}.items():
-            writer.add_string(f"{PREFIX}.{key}", value)
+        for key, value in {"role": role, **fields}.items():
+            writer.add_string(f"{METADATA_PREFIX}.{key}", value)
+        writer.add_string(METADATA_LAW, law.to_json())
         for plan in plans:
             writer.add_tensor_info(
                 plan.name, plan.shape, np.dtype(np.float32), plan.nbytes, raw_dtype=plan.type

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from farm.gguf.calibration_law import METADATA_LAW
 from farm.gguf.header import Header
 from farm.gguf.vocabulary import Vocabulary, vocabulary_of
 
@@ -45,7 +46,12 @@ def check_pair(target: Header, draft: Header) -> Compatibility:
     applies; where that stops at the first finding, every finding is reported here.
     """
     ours, theirs = vocabulary_of(target), vocabulary_of(draft)
-    notes = (*_state_notes("target", target), *_state_notes("draft", draft), *_size(target, draft))
+    notes = (
+        *_state_notes("target", target),
+        *_state_notes("draft", draft),
+        *_size(target, draft),
+        *_calibration(target, draft),
+    )
     if isinstance(ours, str) or isinstance(theirs, str):
         reasons = tuple(
             f"the {role} {finding}"
@@ -134,3 +140,12 @@ def _size(target: Header, draft: Header) -> list[str]:
     if share <= LARGE_DRAFT_SHARE:
         return []
     return [f"the draft has {share:.0%} of the target's parameters; above 5 % it seldom pays"]
+
+
+def _calibration(target: Header, draft: Header) -> list[str]:
+    ours, theirs = target.text(METADATA_LAW), draft.text(METADATA_LAW)
+    if ours is None and theirs is None:
+        return []
+    if ours == theirs:
+        return ["this is a calibration pair, not two language models"]
+    return ["these are not the two halves of one calibration pair: nothing is known about them"]
