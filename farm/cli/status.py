@@ -11,8 +11,15 @@ from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from farm.cli.session import FarmSession, JsonOption, err, is_interactive, open_session, out
-from farm.cli.session import print_json
+from farm.cli.session import (
+    FarmSession,
+    JsonOption,
+    err,
+    is_interactive,
+    open_session,
+    out,
+    print_json,
+)
 from farm.domain.job import JobState
 from farm.errors import UserError
 from farm.services.status import SweepStatus, sweep_status, sweep_statuses

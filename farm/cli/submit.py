@@ -50,7 +50,11 @@ def submit(
     session = open_session()
     plan = plan_with_progress(file)
     if dry_run:
-        _show_plan(plan, forecast(plan, session.settings.database_url, memory_bandwidth_gb_s), as_json=as_json)
+        _show_plan(
+            plan,
+            forecast(plan, session.settings.database_url, memory_bandwidth_gb_s),
+            as_json=as_json,
+        )
         return
     database = session.database()
     submission = store_plan(database, plan, retry_failed=retry_failed)

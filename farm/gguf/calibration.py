@@ -20,7 +20,7 @@ from farm.domain.decoding import AcceptRule
 from farm.domain.prompt import Category
 from farm.errors import ResourceError, UserError
 from farm.gguf.calibration_acceptance import ExpectedAcceptance, RoundCounts
-from farm.gguf.calibration_law import RESEMBLING_AGREEMENT, Law
+from farm.gguf.calibration_law import METADATA_LAW, METADATA_PREFIX, Law
 from farm.gguf.calibration_shapes import (
     QUANTISATIONS,
     SHAPES,
@@ -29,7 +29,8 @@ from farm.gguf.calibration_shapes import (
     shape_named,
     tensors,
 )
-from farm.gguf.calibration_writer import PREFIX, write_model
+from farm.gguf.calibration_tables import RESEMBLING_AGREEMENT
+from farm.gguf.calibration_writer import write_model
 from farm.gguf.header import Header, read_header
 
 __all__ = [
@@ -102,7 +103,12 @@ def make_pair(
         role: sum(plan.nbytes for plan in tensors(models[role], vocab[role], quantisation))
         for role in models
     }
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"The folder {folder} cannot be made ({error.strerror}); choose another one."
+        ) from error
     _refuse_if_too_large(folder, sum(sizes[role] for role in missing), sum(sizes.values()), force)
     fields = {"pair": fingerprint, "expected": _expected_json(law)}
     total, done = sum(sizes[role] for role in missing), 0
@@ -113,10 +119,16 @@ def make_pair(
         if progress:
             progress(done, total)
 
-    for role in missing:
-        write_model(
-            paths[role], role, models[role], vocab[role], quantisation, law, fields, advance
-        )
+    try:
+        for role in missing:
+            write_model(
+                paths[role], role, models[role], vocab[role], quantisation, law, fields, advance
+            )
+    except OSError as error:
+        raise ResourceError(
+            f"The calibration pair could not be written to {folder} ({error.strerror}); "
+            f"nothing half-written was left, so free the disk or choose another folder."
+        ) from error
     return paths["target"], paths["draft"]
 
 
@@ -134,12 +146,12 @@ def pair_bytes(shape: Shape, quantisation: str) -> tuple[int, int]:
 
 def is_calibration(header: Header) -> bool:
     """Say whether a file is one of a calibration pair, and so no language model."""
-    return f"{PREFIX}.law" in header.metadata
+    return METADATA_LAW in header.metadata
 
 
 def law_of(header: Header) -> Law:
     """Return the law of a calibration file. Raises: UserError where it is none."""
-    text = header.metadata.get(f"{PREFIX}.law")
+    text = header.metadata.get(METADATA_LAW)
     if not isinstance(text, str):
         raise UserError(f"{header.path} is not a calibration file: it carries no law.")
     return Law.from_json(text)
@@ -167,7 +179,7 @@ def _is_there(path: Path, fingerprint: str) -> bool:
     if not path.is_file():
         return False
     try:
-        return read_header(path).metadata.get(f"{PREFIX}.pair") == fingerprint
+        return read_header(path).metadata.get(f"{METADATA_PREFIX}.pair") == fingerprint
     except UserError:
         return False
 

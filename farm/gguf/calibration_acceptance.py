@@ -99,6 +99,7 @@ def stationary(chain: NDArray[np.float64]) -> NDArray[np.float64]:
     n = len(chain)
     power = (chain + np.eye(n)) / 2
     weights = np.full(n, 1.0 / n)
+    updated = weights
     for _ in range(_SQUARINGS):
         power = power @ power
         power /= power.sum(axis=1, keepdims=True)

@@ -13,18 +13,20 @@ import math
 from collections.abc import Iterator
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
-from farm.gguf.calibration_law import FIRST_STATE_TOKEN, LOGIT_STEP, TEXT_STATE, Law
+from farm.gguf.calibration_law import Law
 from farm.gguf.calibration_shapes import TensorPlan
+from farm.gguf.calibration_tables import FIRST_STATE_TOKEN, LOGIT_STEP
+from farm.gguf.tensor_types import type_bytes
 
 Bytes = NDArray[np.uint8]
 
 SLICE_BYTES = 32 * 1024 * 1024
 
 EMBEDDING_STEP = 0.25
-"""Grid of the embedding table; with 127 steps for the state's column both types store it exactly."""
+"""Grid of the embedding table. 127 steps mark the state; F16 and Q8_0 both store it exactly."""
 
 STATE_VALUE = 127 * EMBEDDING_STEP
 BALLAST_STEPS = 4
@@ -73,7 +75,7 @@ def tensor_slices(
 
 
 def _matrix(plan: TensorPlan, rng: np.random.Generator) -> Iterator[Bytes]:
-    _, block_bytes = GGML_QUANT_SIZES[plan.type]
+    block_bytes = type_bytes(plan.type, 1)
     at_once = SLICE_BYTES // block_bytes * block_bytes
     for first in range(0, plan.nbytes, at_once):
         size = min(at_once, plan.nbytes - first)
@@ -120,13 +122,11 @@ def _output_steps(
     low, high = LOW_STEPS
     steps = rng.integers(-127, 128, (len(rows), n_embd), dtype=np.int8)
     steps[:, : law.n_states] = rng.integers(low, high + 1, (len(rows), law.n_states), dtype=np.int8)
-    # One column per block of 32 at the grid's end keeps Q8_0's scale at the grid's step.
-    steps[:, ::32] = np.where(np.arange(0, n_embd, 32) < law.n_states, low, 127)
-    for state in range(TEXT_STATE, law.n_states):
-        for candidate, successor in enumerate(law.successors[state]):
-            row = FIRST_STATE_TOKEN + int(successor) - 1 - rows.start
-            if 0 <= row < len(rows):
-                steps[row, state] = round(logits[state, candidate] / LOGIT_STEP)
+    states = np.arange(law.n_states)[:, None] + np.zeros_like(law.successors)
+    row_of = FIRST_STATE_TOKEN - 1 + law.successors - rows.start
+    here = (row_of >= 0) & (row_of < len(rows))
+    values = np.rint(logits / LOGIT_STEP).astype(np.int8)
+    steps[row_of[here], states[here]] = values[here]
     return steps
 
 

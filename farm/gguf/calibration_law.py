@@ -10,9 +10,7 @@ both store without rounding: the law here is the law in the file.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 from dataclasses import asdict, dataclass
 from functools import cached_property
 
@@ -20,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from farm.domain.decoding import AcceptRule
-from farm.domain.prompt import Category
 from farm.errors import UserError
 from farm.gguf.calibration_acceptance import (
     ExpectedAcceptance,
@@ -28,37 +25,20 @@ from farm.gguf.calibration_acceptance import (
     expect,
     greedy_counts,
 )
+from farm.gguf.calibration_tables import (
+    FIRST_STATE_TOKEN,
+    LOGIT_STEP,
+    MAX_STATES_PER_CATEGORY,
+    TARGET_STEPS,
+    TEXT_STATE,
+    draft_logit_table,
+    softmax,
+    successor_table,
+)
 
-LOGIT_STEP = 0.5
-FIRST_STATE_TOKEN = 259
-"""<unk>, <s>, </s> and 256 byte tokens come first, as in every SentencePiece vocabulary."""
-
-MAX_STATES_PER_CATEGORY = 512
-TEXT_STATE = 0
-"""The state of every token that is no state token; it goes on like the first category's first."""
-
-TARGET_STEPS = (0, -3, -5, -6, -7, -8, -9, -10)
-"""The target's logits for its candidates in order, in `LOGIT_STEP`s: top-1 probability 0.70."""
-
-DRAFT_TAIL_STEPS = (-4, -5, -6, -6, -7, -8)
-"""The draft's logits for the candidates after the first two: flatter than the target's."""
-
-DRAFT_GAPS_AGREEING = (1, 2, 3, 4, 6)
-DRAFT_GAPS_DISAGREEING = (1, 2, 3)
-"""The draft's lead of first over second. The sets overlap, as confidence and truth do in life."""
-
-RESEMBLING_AGREEMENT: dict[Category, float] = {
-    Category.CODE_COMPLETION: 0.90,
-    Category.CODE_GENERATION: 0.80,
-    Category.STRUCTURED_OUTPUT: 0.88,
-    Category.TOOL_CALLS: 0.86,
-    Category.SUMMARISATION: 0.62,
-    Category.CHAT: 0.50,
-    Category.CREATIVE_PROSE: 0.30,
-    Category.MATH_REASONING: 0.70,
-}
-"""Share of states where both argmaxes agree: chosen to resemble rates people published for real
-pairs, so that a run of the farm looks like one. They measure nothing."""
+METADATA_PREFIX = "specfarm.calibration"
+METADATA_LAW = f"{METADATA_PREFIX}.law"
+"""The metadata field that holds a file's law, and by which a calibration file is known."""
 
 
 @dataclass(frozen=True)
@@ -133,32 +113,14 @@ class Law:
     @cached_property
     def successors(self) -> NDArray[np.int64]:
         """Return each state's candidate next states, the target's favourite first: (states, 8)."""
-        n = self.states_per_category
-        table = np.zeros((self.n_states, len(TARGET_STEPS)), dtype=np.int64)
-        for index, category in enumerate(self.categories):
-            first = 1 + index * n
-            offsets = np.array(_offsets(self.seed, category, n))
-            table[first : first + n] = first + (np.arange(n)[:, None] + offsets) % n
-        table[TEXT_STATE] = table[1]
-        return table
+        return successor_table(self.seed, self.categories, self.states_per_category)
 
     @cached_property
     def draft_logits(self) -> NDArray[np.float64]:
         """Return the draft's logits for `successors`, in their order: (states, 8)."""
-        n = self.states_per_category
-        table = np.zeros((self.n_states, len(TARGET_STEPS)))
-        table[:, 2:] = DRAFT_TAIL_STEPS
-        for index, (category, share) in enumerate(
-            zip(self.categories, self.agreement, strict=True)
-        ):
-            ranked = sorted(range(n), key=lambda i: _draw(self.seed, f"agree:{category}:{i}"))
-            for rank, position in enumerate(ranked):
-                agrees = rank < round(share * n)
-                gaps = DRAFT_GAPS_AGREEING if agrees else DRAFT_GAPS_DISAGREEING
-                gap = gaps[_draw(self.seed, f"gap:{category}:{position}") % len(gaps)]
-                table[1 + index * n + position, 1 if agrees else 0] = -gap
-        table[TEXT_STATE] = table[1]
-        return table * LOGIT_STEP
+        return draft_logit_table(
+            self.seed, self.categories, self.agreement, self.states_per_category
+        )
 
     @cached_property
     def target_logits(self) -> NDArray[np.float64]:
@@ -193,7 +155,8 @@ class Law:
     @cached_property
     def agrees(self) -> NDArray[np.bool_]:
         """Return for each state whether both models have the same argmax there: (states,)."""
-        return self.draft_logits.argmax(axis=1) == 0
+        same: NDArray[np.bool_] = self.draft_logits.argmax(axis=1) == 0
+        return same
 
     def greedy_rounds(
         self, start_state: int, n_tokens: int, n_max: int, *, cap_last: bool = True
@@ -259,26 +222,3 @@ class Law:
             raise UserError(
                 "The calibration law in this file cannot be read; make the pair again."
             ) from error
-
-
-def softmax(logits: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
-    """Return probabilities along the last axis; at temperature 0 all on the first maximum."""
-    if temperature < 0:
-        raise UserError(f"A temperature is 0 or more, not {temperature}.")
-    if temperature == 0:
-        return (np.arange(logits.shape[-1]) == logits.argmax(axis=-1)[..., None]).astype(float)
-    scaled = np.exp((logits - logits.max(axis=-1, keepdims=True)) / temperature)
-    result: NDArray[np.float64] = scaled / scaled.sum(axis=-1, keepdims=True)
-    return result
-
-
-def _draw(seed: int, what: str) -> int:
-    # A hash, not a generator: the law must come out equal under every numpy, for ever.
-    return int.from_bytes(hashlib.sha256(f"{seed}:{what}".encode()).digest()[:8], "big")
-
-
-def _offsets(seed: int, category: str, n: int) -> list[int]:
-    ranked = sorted(range(1, n), key=lambda offset: _draw(seed, f"offset:{category}:{offset}"))
-    first = next(offset for offset in ranked if math.gcd(offset, n) == 1)
-    others = [offset for offset in ranked if offset != first]
-    return [first, *others[: len(TARGET_STEPS) - 1]]

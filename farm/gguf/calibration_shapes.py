@@ -6,14 +6,16 @@ calibration pair has the shape of such a pair and nothing else of it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf import GGMLQuantizationType
 
 from farm.domain.prompt import Category
 from farm.errors import UserError
-from farm.gguf.calibration_law import FIRST_STATE_TOKEN, MAX_STATES_PER_CATEGORY, TARGET_STEPS
+from farm.gguf.calibration_tables import FIRST_STATE_TOKEN, MAX_STATES_PER_CATEGORY, TARGET_STEPS
+from farm.gguf.tensor_types import type_bytes
 
 Q = GGMLQuantizationType
 
@@ -74,11 +76,7 @@ class TensorPlan:
     @property
     def nbytes(self) -> int:
         """Return the tensor's size in the file, without padding."""
-        block, size = GGML_QUANT_SIZES[self.type]
-        elements = 1
-        for extent in self.shape:
-            elements *= extent
-        return elements // block * size
+        return type_bytes(self.type, math.prod(self.shape))
 
 
 def tensors(shape: ModelShape, vocab_size: int, quantisation: str) -> Iterator[TensorPlan]:

@@ -7,19 +7,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import psutil
 from gguf import GGUFWriter, LlamaFileType, TokenType
 from numpy.typing import NDArray
 
 from farm.gguf.calibration_blocks import tensor_slices
-from farm.gguf.calibration_law import FIRST_STATE_TOKEN, Law
+from farm.gguf.calibration_law import METADATA_LAW, METADATA_PREFIX, Law
 from farm.gguf.calibration_shapes import ModelShape, tensors
+from farm.gguf.calibration_tables import FIRST_STATE_TOKEN
 
 NAME = "specfarm calibration pair, not a language model"
-PREFIX = "specfarm.calibration"
 
 CONTEXT_TOKENS = 32_768
 RMS_EPSILON = 1e-6
 _ALIGNMENT = 32
+_PART = ".part"
 
 _FILE_TYPES = {
     "f16": LlamaFileType.MOSTLY_F16,
@@ -44,12 +46,13 @@ def write_model(
     role: "target" or "draft". fields: further `specfarm.calibration.*` metadata. advance is
     called with the bytes of tensor data just written.
     """
+    _clear_abandoned(path)
     plans = list(tensors(shape, vocab_size, quantisation))
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}{_PART}")
     rng = np.random.default_rng([law.seed, 0 if role == "target" else 1])
     logits: NDArray[np.float64] = law.target_logits if role == "target" else law.draft_logits
+    writer = GGUFWriter(unfinished, "llama")
     try:
-        writer = GGUFWriter(unfinished, "llama")
         writer.add_name(f"{NAME} ({role})")
         writer.add_description(
             "Random weights around a known next-token table; its output is no text."
@@ -57,8 +60,9 @@ def write_model(
         writer.add_file_type(_FILE_TYPES[quantisation])
         _add_shape(writer, shape, vocab_size)
         _add_vocabulary(writer, law, vocab_size)
-        for key, value in {"role": role, "law": law.to_json(), **fields}.items():
-            writer.add_string(f"{PREFIX}.{key}", value)
+        for key, value in {"role": role, **fields}.items():
+            writer.add_string(f"{METADATA_PREFIX}.{key}", value)
+        writer.add_string(METADATA_LAW, law.to_json())
         for plan in plans:
             writer.add_tensor_info(
                 plan.name, plan.shape, np.dtype(np.float32), plan.nbytes, raw_dtype=plan.type
@@ -76,7 +80,16 @@ def write_model(
             file.write(b"\0" * (-file.tell() % _ALIGNMENT))
         unfinished.replace(path)
     finally:
+        writer.close()
         unfinished.unlink(missing_ok=True)
+
+
+def _clear_abandoned(path: Path) -> None:
+    # A killed process cannot clean up after itself, and what it leaves may be 20 GB.
+    for part in path.parent.glob(f"{path.name}.*{_PART}"):
+        owner = part.name.removesuffix(_PART).rpartition(".")[2]
+        if not owner.isdigit() or not psutil.pid_exists(int(owner)):
+            part.unlink(missing_ok=True)
 
 
 def _add_shape(writer: GGUFWriter, shape: ModelShape, vocab_size: int) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
+from gguf import LlamaFileType
 
 from farm.errors import UserError
 from farm.gguf.header_parse import Array, Scalar, TensorInfo, parse
@@ -173,9 +173,3 @@ def _with_siblings(header: Header, count: int) -> Header:
         tensors=header.tensors + tuple(t for other in others for t in other.tensors),
         parts=tuple(parts),
     )
-
-
-def type_bytes(kind: GGMLQuantizationType, elements: int) -> int:
-    """Return the bytes of that many elements in whole blocks."""
-    block, size = GGML_QUANT_SIZES[kind]
-    return -(-elements // block) * size

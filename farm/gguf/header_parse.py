@@ -8,9 +8,10 @@ import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gguf import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType, GGUFValueType
+from gguf import GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType, GGUFValueType
 
 from farm.errors import UserError
+from farm.gguf.tensor_types import type_bytes
 
 Scalar = str | int | float | bool
 
@@ -80,8 +81,7 @@ class TensorInfo:
     @property
     def nbytes(self) -> int:
         """Return the size in the file, without padding."""
-        block, size = GGML_QUANT_SIZES[self.type]
-        return -(-self.elements // block) * size
+        return type_bytes(self.type, self.elements)
 
 
 @dataclass(frozen=True)

@@ -52,9 +52,7 @@ def forecast(plan: Plan, database_url: str, bandwidth_gb_s: Callable[[], float])
     new = [spec for spec in plan.jobs if spec.key not in present]
     measured = {digest for digest in plan.models if digest in speeds}
     bandwidth = (
-        None
-        if all(spec.target.digest in measured for spec in new)
-        else (bandwidth_gb_s() * 1e9)
+        None if all(spec.target.digest in measured for spec in new) else (bandwidth_gb_s() * 1e9)
     )
     seconds = 0.0
     for spec in new:
