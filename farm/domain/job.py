@@ -47,7 +47,8 @@ class JobSpec:
     """Everything that decides what a job measures. Equal specs have equal keys.
 
     machine: "any", "kind:<cpu|nvidia|apple>" or "name:<machine>". build: what must decode, as
-    "<distribution>==<version>". prompts: digests of the prompts, in order.
+    "<distribution>==<version>". prompts: digests of the prompts, in order. label: a user's word
+    that makes the same cell a new job, to be measured again.
     """
 
     machine: str
@@ -62,6 +63,7 @@ class JobSpec:
     prompts: tuple[str, ...]
     generate_tokens: int
     repeats: int
+    label: str = ""
 
     @property
     def key(self) -> str:

@@ -50,24 +50,19 @@ def forecast(plan: Plan, database_url: str, bandwidth_gb_s: Callable[[], float])
     """
     machines, present, speeds = _known(plan, database_url)
     new = [spec for spec in plan.jobs if spec.key not in present]
-    measured = {digest for digest in plan.models if digest in speeds}
-    bandwidth = (
-        None if all(spec.target.digest in measured for spec in new) else (bandwidth_gb_s() * 1e9)
-    )
+    bandwidth_bytes_s = None
+    if any(spec.target.digest not in speeds for spec in new):
+        bandwidth_bytes_s = bandwidth_gb_s() * 1e9
     seconds = 0.0
     for spec in new:
         speed = speeds.get(spec.target.digest)
-        if speed is None and bandwidth is not None:
-            speed = bandwidth / plan.models[spec.target.digest].header.tensor_bytes
+        if speed is None and bandwidth_bytes_s is not None:
+            speed = bandwidth_bytes_s / plan.models[spec.target.digest].header.tensor_bytes
         tokens = len(spec.prompts) * spec.repeats * spec.generate_tokens * ARMS
         seconds += tokens / (speed or 1.0) * PROMPT_SHARE * WARM_UP_SHARE
-    basis = (
-        "from speeds measured before"
-        if bandwidth is None
-        else (
-            f"from the models' sizes at this machine's {bandwidth / 1e9:.0f} GB/s of memory bandwidth"
-        )
-    )
+    basis = "from speeds measured before"
+    if bandwidth_bytes_s is not None:
+        basis = f"from model sizes at {bandwidth_bytes_s / 1e9:.0f} GB/s of memory bandwidth here"
     return Forecast(len(new), seconds, basis, tuple(_obstacles(plan, new, machines)))
 
 

@@ -177,6 +177,7 @@ def _cells(
             prompts=tuple(prompt.digest for prompt in members),
             generate_tokens=sweep.generate_tokens,
             repeats=sweep.repeats,
+            label=sweep.label,
         )
 
 

@@ -97,6 +97,7 @@ class SweepFile(_Strict):
     """One sweep. Every list is a dimension of the grid."""
 
     name: Annotated[str, Field(min_length=1, max_length=100)]
+    label: Annotated[str, Field(max_length=100)] = ""
     machines: Many[Annotated[str, Field(pattern=r"^(any|kind:(cpu|nvidia|apple)|name:\S+)$")]] = [
         "any"
     ]

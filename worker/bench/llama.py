@@ -87,11 +87,13 @@ class Model:
         """Return token ids with the model's own special tokens around them."""
         raw = text.encode()
         capacity = len(raw) + 8
-        buffer = (lib.llama_token * capacity)()
-        count = lib.llama_tokenize(self._vocab, raw, len(raw), buffer, capacity, True, True)
-        if count < 0:
-            raise Failure("bad-request", "llama.cpp could not tokenise a prompt.")
-        return list(buffer[:count])
+        while True:
+            buffer = (lib.llama_token * capacity)()
+            count = lib.llama_tokenize(self._vocab, raw, len(raw), buffer, capacity, True, True)
+            if count >= 0:
+                return list(buffer[:count])
+            # Minus what it needs: a byte of text can be several tokens.
+            capacity = -count
 
     def ends_text(self, token: int) -> bool:
         """Say whether the token ends a generation."""
