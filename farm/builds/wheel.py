@@ -52,7 +52,7 @@ _COMPILERS = {
 }
 # What -march=native can turn into other machine code. The rest of the kernel's list (mitigations,
 # power management) moves with firmware and kernel updates and must not move the key.
-_ISA_FLAG = re.compile(r"sse|avx|amx|fma|f16c|bmi|asimd|sve|sme|i8mm|bf16|fphp")
+_ISA_FLAG = re.compile(r"sse|avx|amx|fma|f16c|bmi|asimd|sve|sme(?!p)|i8mm|bf16|fphp")
 
 _NINJA_STEP = re.compile(r"^\s*\[(\d+)/(\d+)\]")
 _MAKE_STEP = re.compile(r"^\s*\[\s*(\d+)%\]")
@@ -129,6 +129,11 @@ def describe(pin: Pin, env: Mapping[str, str]) -> Recipe:
         cpu=_cpu(),
         accelerator=_accelerator(cmake_args, env),
     )
+
+
+def isa_flags(text: str) -> list[str]:
+    """Return those of the kernel's processor flags that decide what native code can use."""
+    return sorted(filter(_ISA_FLAG.search, text.split()))
 
 
 def fraction_done(line: str) -> float | None:
@@ -348,8 +353,8 @@ def _cpu() -> str:
         return brand or platform.processor()
     model = re.search(r"^model name\s*:\s*(.*)", text, re.MULTILINE)
     flags = re.search(r"^(?:flags|Features)\s*:\s*(.*)", text, re.MULTILINE)
-    isa = sorted(filter(_ISA_FLAG.search, flags[1].split())) if flags else []
-    return " ".join([model[1] if model else platform.machine(), *isa])
+    name = model[1] if model else platform.machine()
+    return " ".join([name, *isa_flags(flags[1] if flags else "")])
 
 
 def _accelerator(cmake_args: Sequence[str], env: Mapping[str, str]) -> tuple[str, ...]:

@@ -191,6 +191,11 @@ class TestKey:
         with pytest.raises(InfrastructureError, match="No working C and C"):
             wheel.describe(pin, env)
 
+    def test_only_flags_that_shape_code_count(self) -> None:
+        x86 = "fpu vme sse sse4_2 avx2 avx512_vnni fma ibrs smep md_clear amx_tile"
+        assert wheel.isa_flags(x86) == ["amx_tile", "avx2", "avx512_vnni", "fma", "sse", "sse4_2"]
+        assert wheel.isa_flags("fp asimd evtstrm crc32 sve i8mm") == ["asimd", "i8mm", "sve"]
+
 
 class TestProgress:
     def test_reads_ninja(self) -> None:
