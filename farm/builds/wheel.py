@@ -41,7 +41,8 @@ ENGINE_LOCK = "requirements-engine.lock"
 
 # Measured: 99 s on two server cores, CPU backend only.
 _COMPILE_CORE_SECONDS = 200
-_TAIL_LINES = 25
+_TAIL_LINES = 15
+_ERROR_LINES = 5
 _STOP_TIMEOUT_S = 10
 
 # The order in which CMake looks (Modules/CMakeDetermine{C,CXX}Compiler.cmake).
@@ -51,17 +52,18 @@ _COMPILERS = {
 }
 # What -march=native can turn into other machine code. The rest of the kernel's list (mitigations,
 # power management) moves with firmware and kernel updates and must not move the key.
-_ISA_FLAG = re.compile(r"sse|avx|amx|fma|f16c|bmi|asimd|sve|sme|i8mm|bf16|fphp")
+_ISA_FLAG = re.compile(r"sse|avx|amx|fma|f16c|bmi|asimd|sve|sme(?!p)|i8mm|bf16|fphp")
 
 _NINJA_STEP = re.compile(r"^\s*\[(\d+)/(\d+)\]")
 _MAKE_STEP = re.compile(r"^\s*\[\s*(\d+)%\]")
+_ERROR = re.compile(r"\b(?:fatal )?error: |CMake Error")
 _PIN = re.compile(
     r"^llama-cpp-python==(?P<version>[^\s\\;]+)(?:[ \t]*\\\n[ \t]*--hash=\S+)*", re.MULTILINE
 )
 
 
 class WheelBuildError(InfrastructureError):
-    """The compile failed; `tail` holds the last lines of `log`."""
+    """The compile failed; `tail` holds the first errors in `log` and its last lines."""
 
     def __init__(self, message: str, tail: str, log: Path) -> None:
         super().__init__(message)
@@ -129,6 +131,11 @@ def describe(pin: Pin, env: Mapping[str, str]) -> Recipe:
     )
 
 
+def isa_flags(text: str) -> list[str]:
+    """Return those of the kernel's processor flags that decide what native code can use."""
+    return sorted(filter(_ISA_FLAG.search, text.split()))
+
+
 def fraction_done(line: str) -> float | None:
     """Return how much of the compile `line` of ninja's or make's output reports done, 0 to 1."""
     if step := _NINJA_STEP.match(line):
@@ -181,10 +188,7 @@ def install(wheel: Path) -> None:
         else [sys.executable, "-m", "pip", "install", "--force-reinstall"]
     )
     _check_call([*command, "--no-deps", str(wheel)], "The compiled wheel could not be installed")
-    _check_call(
-        [sys.executable, "-c", "import llama_cpp"],
-        "The compiled wheel is installed, but not usable",
-    )
+    _check_call([sys.executable, "-c", "import llama_cpp"], "The installed wheel does not load")
 
 
 def _check_call(command: Sequence[str], failure: str) -> None:
@@ -215,6 +219,8 @@ def _compile(
         # pip's own wheel cache knows nothing of CMAKE_ARGS and would hand back another recipe's.
         command = [*pip, "wheel", "-v", "--no-cache-dir", "--no-deps"]
         command += ["--no-binary", "llama-cpp-python", "-r", str(requirements), "-w", str(into)]
+        # Compilers run side by side and warn in thousands of lines: the first error is rarely last.
+        errors: list[str] = []
         tail: deque[str] = deque(maxlen=_TAIL_LINES)
         started = False
         with log.open("w") as out, _progress(console) as show, _running(command, env) as process:
@@ -222,6 +228,8 @@ def _compile(
             for line in process.stdout:
                 out.write(line)
                 tail.append(line)
+                if len(errors) < _ERROR_LINES and _ERROR.search(line):
+                    errors.append(line)
                 if (fraction := fraction_done(line)) is not None:
                     started = True
                     show(fraction)
@@ -230,8 +238,8 @@ def _compile(
         what = "did not compile" if started else "could not be fetched and configured"
         raise WheelBuildError(
             f"llama-cpp-python {pin.version} {what} (pip ended with {status}); "
-            f"the end of the log is above, all of it is in {log}",
-            "".join(tail),
+            f"its first errors and last lines are above, the whole log is {log}",
+            "".join((*errors, *tail)),
             log,
         )
 
@@ -319,8 +327,8 @@ def _compiler(language: str, cmake_args: Sequence[str], env: Mapping[str, str]) 
             candidates = [[given[1]]]
     for command in candidates:
         # macOS has a `c++` that only says that the developer tools are missing: ask it.
-        if version := _first_line([*command, "--version"], env):
-            return version
+        if version := _ask([*command, "--version"], env):
+            return version.splitlines()[0]
     tried = ", ".join(shlex.join(command) for command in candidates)
     raise InfrastructureError(
         f"No working C and C++ compiler found (tried {tried}); install one with "
@@ -328,40 +336,35 @@ def _compiler(language: str, cmake_args: Sequence[str], env: Mapping[str, str]) 
     )
 
 
-def _first_line(command: Sequence[str], env: Mapping[str, str]) -> str:
-    """Return the first line a command prints, or nothing when it is absent or fails."""
+def _ask(command: Sequence[str], env: Mapping[str, str]) -> str:
+    """Return what a command prints, or nothing when it is absent or fails."""
     program = shutil.which(command[0], path=env.get("PATH", ""))
     if program is None:
         return ""
     done = subprocess.run([program, *command[1:]], capture_output=True, text=True, check=False)
-    return next(iter(done.stdout.splitlines()), "") if done.returncode == 0 else ""
+    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def _cpu() -> str:
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
-        brand = _first_line(["sysctl", "-n", "machdep.cpu.brand_string"], os.environ)
+        brand = _ask(["sysctl", "-n", "machdep.cpu.brand_string"], os.environ)
         return brand or platform.processor()
     model = re.search(r"^model name\s*:\s*(.*)", text, re.MULTILINE)
     flags = re.search(r"^(?:flags|Features)\s*:\s*(.*)", text, re.MULTILINE)
-    isa = sorted(filter(_ISA_FLAG.search, flags[1].split())) if flags else []
-    return " ".join([model[1] if model else platform.machine(), *isa])
+    name = model[1] if model else platform.machine()
+    return " ".join([name, *isa_flags(flags[1] if flags else "")])
 
 
 def _accelerator(cmake_args: Sequence[str], env: Mapping[str, str]) -> tuple[str, ...]:
     """Return what decides CUDA code: the tool kit, and the GPUs it compiles for by default."""
     if not any("CUDA" in argument for argument in cmake_args):
         return ()
-    nvcc = env.get("CUDACXX") or "nvcc"
-    program = shutil.which(nvcc, path=f"{env.get('PATH', '')}{os.pathsep}/usr/local/cuda/bin")
-    probes = [["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]]
-    if program:
-        probes.append([program, "--version"])
-    return tuple(
-        subprocess.run(probe, capture_output=True, text=True, check=False).stdout
-        for probe in probes
-        if shutil.which(probe[0], path=env.get("PATH", ""))
+    toolkit = {"PATH": f"{env.get('PATH', '')}{os.pathsep}/usr/local/cuda/bin"}
+    return (
+        _ask([env.get("CUDACXX") or "nvcc", "--version"], toolkit),
+        _ask(["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"], env),
     )
 
 
@@ -399,7 +402,7 @@ def main() -> None:
         print(f"specfarm: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except OSError as error:
-        print(f"specfarm: {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"specfarm: {error}", file=sys.stderr)
         sys.exit(InfrastructureError.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
