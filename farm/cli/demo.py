@@ -12,8 +12,7 @@ import typer
 from farm import paths
 from farm.cli import fleet
 from farm.cli.recommend import print_recommendations
-from farm.cli.session import FarmSession, err, hashing_bar, open_session, out
-from farm.cli.session import plan_with_progress
+from farm.cli.session import FarmSession, err, hashing_bar, open_session, out, plan_with_progress
 from farm.cli.status import watch
 from farm.errors import BenchmarkError
 from farm.gguf.calibration import make_pair

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from rich import box
 from rich.markup import escape
 from rich.table import Table
 
@@ -38,7 +39,7 @@ def results(sweep: SweepOption = None, as_json: JsonOption = False) -> None:
         print_json([recommendation.to_payload() for recommendation in found])
         return
     for group in _by_pair(found):
-        table = _table(_title(group[0]), ["content"], ["K", "p_min", *_FIGURES])
+        table = _table(_title(group[0]), ["content"], ["K", "p_min", *_DETAILS])
         for recommendation in group:
             for point in recommendation.curve:
                 speculation = point.speculation
@@ -46,7 +47,7 @@ def results(sweep: SweepOption = None, as_json: JsonOption = False) -> None:
                     recommendation.setup.category,
                     str(speculation.n_max),
                     f"{speculation.p_min:g}",
-                    *_figures(point),
+                    *_details(point),
                 )
         _print(table, group[0])
 
@@ -62,7 +63,8 @@ def print_recommendations(found: list[Recommendation]) -> None:
         _print(table, group[0])
 
 
-_FIGURES = ["speedup (95 %)", "acceptance", "tok/round", "tok/s", "plain", "parity"]
+_FIGURES = ["speedup", "95 % interval", "accepted", "identical"]
+_DETAILS = [*_FIGURES, "tok/round", "tok/s", "plain"]
 
 
 def _measured(sweep: int | None) -> list[Recommendation]:
@@ -104,7 +106,7 @@ def _title(recommendation: Recommendation) -> str:
 
 
 def _table(title: str, left: list[str], right: list[str]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for column in left:
         table.add_column(column, no_wrap=True)
     for column in right:
@@ -129,13 +131,21 @@ def _advice(recommendation: Recommendation) -> str:
 
 
 def _figures(point: CurvePoint) -> list[str]:
+    interval = point.speedup
     return [
-        str(point.speedup) if point.speedup else "too few prompts",
+        f"{interval.estimate:.2f}x" if interval else "-",
+        f"{interval.low:.2f}-{interval.high:.2f}" if interval else "too few prompts",
         _number(point.acceptance_rate and point.acceptance_rate * 100, "{:.0f} %"),
+        _parity(point.parity),
+    ]
+
+
+def _details(point: CurvePoint) -> list[str]:
+    return [
+        *_figures(point),
         _number(point.tokens_per_round, "{:.2f}"),
         _number(point.speculative_tok_s, "{:.1f}"),
         _number(point.baseline_tok_s, "{:.1f}"),
-        _parity(point.parity),
     ]
 
 
@@ -153,4 +163,4 @@ def _parity(counts: dict[str, int]) -> str:
         for finding in (Parity.NEAR_TIE, Parity.MISMATCH)
         if counts.get(finding)
     )
-    return f"{exact}/{compared} exact" + (f", {rest}" if rest else "")
+    return f"{exact}/{compared}" + (f", {rest}" if rest else "")

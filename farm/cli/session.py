@@ -26,8 +26,11 @@ from farm.store.migrate import require_head
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")]
 
-out = Console(soft_wrap=False)
-err = Console(stderr=True)
+# Piped into a file, tables keep their width; only a real terminal is as narrow as it says.
+PIPED_WIDTH = 120
+
+out = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH, highlight=False)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)

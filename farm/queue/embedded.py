@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from farm.errors import InfrastructureError
 
@@ -48,8 +50,7 @@ class EmbeddedBroker:
     def answers(self) -> bool:
         """Say whether the server is up."""
         try:
-            client = redis.Redis(unix_socket_path=str(self.socket), socket_timeout=2)
-            return bool(client.ping())
+            return bool(self._client(timeout_s=2.0).ping())
         except (redis.RedisError, OSError):
             return False
 
@@ -99,9 +100,8 @@ class EmbeddedBroker:
         """Stop the server with its data on disk; return whether one was running."""
         if not self.answers():
             return False
-        client = redis.Redis(unix_socket_path=str(self.socket), socket_timeout=STOP_LIMIT_S)
         try:
-            client.shutdown()
+            self._client(timeout_s=STOP_LIMIT_S).shutdown()
         except redis.ConnectionError:
             pass
         except redis.RedisError as error:
@@ -111,6 +111,14 @@ class EmbeddedBroker:
             time.sleep(0.05)
         shutil.rmtree(self.socket.parent, ignore_errors=True)
         return True
+
+    def _client(self, timeout_s: float) -> redis.Redis:
+        # The client's own retries would take ten seconds to say that nobody is there.
+        return redis.Redis(
+            unix_socket_path=str(self.socket),
+            socket_timeout=timeout_s,
+            retry=Retry(NoBackoff(), 0),
+        )
 
 
 def _server() -> Path:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scipy import stats
+from scipy.special import stdtrit
 
 MIN_PAIRS = 3
 
@@ -39,5 +39,5 @@ def ratio_interval(
     mean = math.fsum(log_ratios) / n
     variance = math.fsum((value - mean) ** 2 for value in log_ratios) / (n - 1)
     tail = (1 - confidence) / (2 * comparisons)
-    half = float(stats.t.ppf(1 - tail, n - 1)) * math.sqrt(variance / n)
+    half = float(stdtrit(n - 1, 1 - tail)) * math.sqrt(variance / n)
     return Interval(math.exp(mean), math.exp(mean - half), math.exp(mean + half), n)
