@@ -109,7 +109,7 @@ def parse(path: Path) -> Parsed:
         raise UserError(f"There is no file {path}; check the path.") from None
     except PermissionError:
         raise UserError(f"{path} may not be read by this user; change its permissions.") from None
-    except (struct.error, IndexError):
+    except (struct.error, IndexError, OverflowError):
         raise UserError(
             f"{path} ends inside its header, so the download was cut short; download it again."
         ) from None

@@ -49,7 +49,8 @@ def _key(file: Path) -> dict[str, int]:
 def _read(file: Path, total: int, progress: Callable[[int, int], None] | None) -> str:
     digest, done = hashlib.sha256(), 0
     with file.open("rb") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
+        # Never past the size at the start: a file still downloading would be chased to its end.
+        while chunk := stream.read(min(_CHUNK_BYTES, total - done)):
             digest.update(chunk)
             done += len(chunk)
             if progress:

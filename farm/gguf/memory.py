@@ -43,7 +43,7 @@ def memory_need_bytes(
 def cache_bytes(header: Header, context_tokens: int, cache_type_k: str, cache_type_v: str) -> int:
     """Return the bytes of the key-value cache for that many tokens of context."""
     cells = -(-context_tokens // CACHE_PADDING_TOKENS) * CACHE_PADDING_TOKENS
-    heads = sum(_heads_per_layer(header))
+    heads = _heads_of_all_layers(header)
     default = (header.n_embd or 0) // (header.n_head or 1)
     keys = header.arch_number("attention.key_length") or default
     values = header.arch_number("attention.value_length") or default
@@ -52,11 +52,11 @@ def cache_bytes(header: Header, context_tokens: int, cache_type_k: str, cache_ty
     )
 
 
-def _heads_per_layer(header: Header) -> list[int]:
+def _heads_of_all_layers(header: Header) -> int:
     value = header.metadata.get(f"{header.architecture}.attention.head_count_kv")
     if isinstance(value, Array):
-        return [int(heads) for heads in value.values()]
-    return [header.n_head_kv or 0] * (header.n_layer or 0)
+        return sum(int(heads) for heads in value.values())
+    return (header.n_head_kv or 0) * (header.n_layer or 0)
 
 
 def _bytes(cache_type: str, elements: int, which: str) -> int:
