@@ -4,50 +4,82 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib import import_module
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
+from typer.main import get_command
 
-from farm.cli import (
-    calibrate,
-    compat,
-    dashboard,
-    db,
-    demo,
-    doctor,
-    fleet,
-    machines,
-    recommend,
-    status,
-    submit,
-)
+from farm import __version__
 from farm.errors import SpecfarmError
+
+# Subcommand -> where it lives. A command's module is imported when it is called: the broker's
+# and the database's libraries take a second that 'farm compat' need not wait for.
+COMMANDS = {
+    "demo": "farm.cli.demo:demo",
+    "up": "farm.cli.fleet:up",
+    "down": "farm.cli.fleet:down",
+    "submit": "farm.cli.submit:submit",
+    "status": "farm.cli.status:status",
+    "cancel": "farm.cli.status:cancel",
+    "recommend": "farm.cli.recommend:recommend",
+    "results": "farm.cli.recommend:results",
+    "report": "farm.cli.report:report",
+    "dashboard": "farm.cli.dashboard:dashboard",
+    "worker": "farm.cli.fleet:worker",
+    "machines": "farm.cli.machines:machines",
+    "calibrate": "farm.cli.calibrate:app",
+    "compat": "farm.cli.compat:compat",
+    "db": "farm.cli.db:app",
+    "doctor": "farm.cli.doctor:doctor",
+}
+
+
+class _Commands(TyperGroup):
+    """Commands imported by name."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names in the order of help."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return a command, None where there is none of that name."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, name = COMMANDS[cmd_name].split(":")
+        found = getattr(import_module(module), name)
+        if not isinstance(found, typer.Typer):
+            single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+            single.command(cmd_name)(found)
+            found = single
+        return get_command(found)
+
 
 app = typer.Typer(
     name="farm",
+    cls=_Commands,
     no_args_is_help=True,
+    add_completion=False,
     pretty_exceptions_enable=False,
-    help="Find out whether speculative decoding pays on your machines, and with which K.",
     epilog="Exit codes: 0 done; 1 unexpected failure; 2 bad input; 3 broker, database or disk "
     "missing; 4 machine too small; 5 a benchmark failed; 130 interrupted.",
 )
-for command in (
-    demo.demo,
-    fleet.up,
-    fleet.down,
-    submit.submit,
-    status.status,
-    status.cancel,
-    recommend.recommend,
-    recommend.results,
-    fleet.worker,
-    machines.machines,
-    compat.compat,
-    dashboard.dashboard,
-    doctor.doctor,
-):
-    app.command()(command)
-app.add_typer(calibrate.app, name="calibrate")
-app.add_typer(db.app, name="db")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"specfarm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def farm(
+    version: bool = typer.Option(
+        False, "--version", is_eager=True, callback=_print_version, help="Print the version."
+    ),
+) -> None:
+    """Find out whether speculative decoding pays on your machines, and with which K."""
 
 
 def main() -> None:

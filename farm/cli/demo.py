@@ -92,9 +92,7 @@ def _show(session: FarmSession, sweep_id: int, report: Path) -> None:
         err.print(remark)
     if not found:
         raise BenchmarkError("failed", "No job of the demo could be measured; see above.")
-    markdown, html = write_report(
-        report, found, title="specfarm demo", machines=[machine.name for machine in machines]
-    )
+    markdown, html = write_report(report, found, title="specfarm demo", machines=machines)
     out.print(f"report:    {markdown} and {html}")
     out.print("dashboard: make dashboard   (or: .venv/bin/farm dashboard)")
     out.print("your own:  farm submit --example > sweep.yaml")

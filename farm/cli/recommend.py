@@ -25,7 +25,7 @@ SweepOption = Annotated[int | None, typer.Option("--sweep", help="Only this swee
 
 def recommend(sweep: SweepOption = None, as_json: JsonOption = False) -> None:
     """Say which K to use for which content on each machine, or to leave speculation off."""
-    found = _measured(sweep)
+    found = measured(sweep)
     if as_json:
         print_json([recommendation.to_payload() for recommendation in found])
         return
@@ -34,7 +34,7 @@ def recommend(sweep: SweepOption = None, as_json: JsonOption = False) -> None:
 
 def results(sweep: SweepOption = None, as_json: JsonOption = False) -> None:
     """List every measured configuration: the curves behind the recommendations."""
-    found = _measured(sweep)
+    found = measured(sweep)
     if as_json:
         print_json([recommendation.to_payload() for recommendation in found])
         return
@@ -67,7 +67,8 @@ _FIGURES = ["speedup", "95 % interval", "accepted", "identical"]
 _DETAILS = [*_FIGURES, "tok/round", "tok/s", "plain"]
 
 
-def _measured(sweep: int | None) -> list[Recommendation]:
+def measured(sweep: int | None) -> list[Recommendation]:
+    """Return the recommendations of one sweep or all. Raises UserError where there is none."""
     with reading(open_session().database()) as session:
         found = recommendations(session, sweep)
     if not found:

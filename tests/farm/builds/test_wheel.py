@@ -23,8 +23,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from farm.builds import recipe as recipes
 from farm.builds import wheel
-from farm.builds.wheel import Pin, Recipe, WheelBuildError
+from farm.builds.recipe import Pin, Recipe
+from farm.builds.wheel import WheelBuildError
 from farm.errors import InfrastructureError, UserError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -90,7 +92,7 @@ def recipe() -> Recipe:
     return Recipe(
         version="0.3.36",
         cmake_args=("-DGGML_CUDA=on",),
-        text_only="",
+        cmake_include="",
         compile_flags=("", "", ""),
         compilers=("cc 12.2.0", "c++ 12.2.0"),
         platform="linux-x86_64 glibc 2.36",
@@ -115,7 +117,7 @@ class TestPin:
         requirements = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
             "dependencies"
         ]
-        pin = wheel.read_pin(ROOT / wheel.ENGINE_LOCK)
+        pin = recipes.read_pin(ROOT / wheel.ENGINE_LOCK)
         assert f"llama-cpp-python=={pin.version}" in requirements
         assert "--hash=sha256:" in pin.requirement
 
@@ -124,7 +126,7 @@ class TestPin:
         lock = tmp_path / "empty.lock"
         lock.write_text(text)
         with pytest.raises(InfrastructureError, match="does not pin llama-cpp-python"):
-            wheel.read_pin(lock)
+            recipes.read_pin(lock)
 
     @pytest.mark.parametrize("name", ["requirements.lock", "requirements-dev.lock"])
     def test_other_locks_hash_everything_and_name_no_place(self, name: str) -> None:
@@ -149,7 +151,7 @@ class TestKey:
             {"cpu": "Some CPU avx2 avx512f"},
             {"platform": "linux-x86_64 glibc 2.41"},
             {"compile_flags": ("-O2", "", "")},
-            {"text_only": "# nothing left out"},
+            {"cmake_include": "# nothing left out"},
         ],
     )
     def test_key_follows_whatever_shapes_the_code(
@@ -159,29 +161,29 @@ class TestKey:
 
     def test_key_follows_the_environment(self, pin: Pin, tmp_path: Path) -> None:
         env = fake_compiler(tmp_path / "a", "12.2.0")
-        plain = wheel.describe(pin, env)
+        plain = recipes.describe(pin, env)
         assert plain.compilers == ("cc 12.2.0", "c++ 12.2.0")
-        assert wheel.describe(pin, env | {"CMAKE_ARGS": "  "}).key == plain.key
-        assert wheel.describe(pin, env | {"CMAKE_ARGS": "-DGGML_BLAS=on"}).key != plain.key
-        assert wheel.describe(pin, fake_compiler(tmp_path / "b", "13.1.0")).key != plain.key
+        assert recipes.describe(pin, env | {"CMAKE_ARGS": "  "}).key == plain.key
+        assert recipes.describe(pin, env | {"CMAKE_ARGS": "-DGGML_BLAS=on"}).key != plain.key
+        assert recipes.describe(pin, fake_compiler(tmp_path / "b", "13.1.0")).key != plain.key
 
     def test_chosen_compiler_is_the_one_asked(self, pin: Pin, tmp_path: Path) -> None:
         env = fake_compiler(tmp_path / "default", "12.2.0")
         fake_compiler(tmp_path / "the other", "19.0.0")
         other = str(tmp_path / "the other" / "c++")
-        by_variable = wheel.describe(pin, env | {"CXX": shlex.quote(other)})
-        by_option = wheel.describe(
+        by_variable = recipes.describe(pin, env | {"CXX": shlex.quote(other)})
+        by_option = recipes.describe(
             pin, env | {"CMAKE_ARGS": shlex.quote(f"-DCMAKE_CXX_COMPILER={other}")}
         )
         assert by_variable.compilers == by_option.compilers == ("cc 12.2.0", "c++ 19.0.0")
 
     def test_unreadable_cmake_args_are_the_users(self, pin: Pin) -> None:
         with pytest.raises(UserError, match="CMAKE_ARGS cannot be read"):
-            wheel.describe(pin, {"CMAKE_ARGS": "-DX='open"})
+            recipes.describe(pin, {"CMAKE_ARGS": "-DX='open"})
 
     def test_missing_compiler_says_what_to_install(self, pin: Pin) -> None:
         with pytest.raises(InfrastructureError) as caught:
-            wheel.describe(pin, {"PATH": ""})
+            recipes.describe(pin, {"PATH": ""})
         assert "apt-get install g++" in str(caught.value)
         assert "xcode-select --install" in str(caught.value)
 
@@ -189,12 +191,12 @@ class TestKey:
         env = fake_compiler(tmp_path, "")
         (tmp_path / "c++").write_text("#!/bin/sh\necho 'no developer tools' >&2\nexit 1\n")
         with pytest.raises(InfrastructureError, match="No working C and C"):
-            wheel.describe(pin, env)
+            recipes.describe(pin, env)
 
     def test_only_flags_that_shape_code_count(self) -> None:
         x86 = "fpu vme sse sse4_2 avx2 avx512_vnni fma ibrs smep md_clear amx_tile"
-        assert wheel.isa_flags(x86) == ["amx_tile", "avx2", "avx512_vnni", "fma", "sse", "sse4_2"]
-        assert wheel.isa_flags("fp asimd evtstrm crc32 sve i8mm") == ["asimd", "i8mm", "sve"]
+        assert recipes.isa_flags(x86) == ["amx_tile", "avx2", "avx512_vnni", "fma", "sse", "sse4_2"]
+        assert recipes.isa_flags("fp asimd evtstrm crc32 sve i8mm") == ["asimd", "i8mm", "sve"]
 
 
 class TestProgress:
@@ -262,13 +264,15 @@ class TestEnsureWheel:
         temporary = tmp_path / "my temp"
         checkout.mkdir()
         temporary.mkdir()
-        monkeypatch.setattr(wheel, "TEXT_ONLY", Path(shutil.copy(wheel.TEXT_ONLY, checkout)))
+        monkeypatch.setattr(
+            wheel, "CMAKE_INCLUDE", Path(shutil.copy(wheel.CMAKE_INCLUDE, checkout))
+        )
         monkeypatch.setattr(tempfile, "tempdir", str(temporary))
         theirs = replace(recipe, cmake_args=("-DCMAKE_PREFIX_PATH=/opt/my libs", "-DGGML_CUDA=on"))
         with pytest.raises(WheelBuildError):
             wheel.ensure_wheel(theirs, pin, tmp_path / "cache", quiet(), failing_pip(""))
         cmake_args, pip_folder = (tmp_path / "notes").read_text().splitlines()
-        include = f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={pip_folder}/text_only.cmake"
+        include = f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={pip_folder}/llama_cpp.cmake"
         assert shlex.split(cmake_args) == ["-DLLAVA_BUILD=OFF", include, *theirs.cmake_args]
         assert list(temporary.iterdir()) == []
 

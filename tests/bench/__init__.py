@@ -1,0 +1,1 @@
+"""Benchmarks: medians and pairwise ratios of interleaved runs. Nothing here is a test."""
