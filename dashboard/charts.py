@@ -26,8 +26,11 @@ from farm.services.recommend import CurvePoint, Recommendation
 SERIES_COLOURS = ("#3a8fd0", "#e08214", "#12a06e", "#cc79a7", "#b59a00", "#56b4e9")
 VERDICT_COLOURS = {Verdict.ON: "#3a8fd0", Verdict.OFF: "#e08214", Verdict.UNDECIDED: "#8a8f98"}
 NEUTRAL = "#8a8f98"
-SPEEDUP_HEIGHT_PX = 230
-ACCEPTANCE_HEIGHT_PX = 130
+# Whole charts, with titles and axes.
+SPEEDUP_HEIGHT_PX = 320
+ACCEPTANCE_HEIGHT_PX = 190
+# Wide enough for either chart's labels, so that the K axes of both stand in line.
+Y_AXIS_PX = 38
 CALIBRATION_SUBTITLE = "calibration pair, not a language model"
 
 
@@ -35,12 +38,18 @@ def speedup_chart(recommendation: Recommendation, axes: Axes) -> alt.LayerChart:
     """Draw speedup over K with its intervals, a rule at 1.0x and the best K filled in."""
     data = alt.Data(values=curve_values(recommendation, axes))
     base = alt.Chart(data, height=SPEEDUP_HEIGHT_PX, title=_title(recommendation))
-    x = _k_axis(recommendation.curve, axes)
+    x = _k_axis(recommendation.curve, axes, title=None)
     y = alt.Y(
         "speedup:Q",
         title="speedup",
         scale=alt.Scale(domain=[axes.speedup_low, axes.speedup_high], nice=False, zero=False),
-        axis=alt.Axis(values=axes.speedup_ticks, labelExpr="datum.value + 'x'"),
+        axis=alt.Axis(
+            values=axes.speedup_ticks,
+            labelExpr="datum.value + 'x'",
+            labelOverlap=False,
+            minExtent=Y_AXIS_PX,
+            maxExtent=Y_AXIS_PX,
+        ),
     )
     colour = _series_colour(recommendation)
     measured = base.transform_filter("datum.speedup != null").encode(x=x, color=colour)
@@ -74,12 +83,18 @@ def acceptance_chart(recommendation: Recommendation, axes: Axes) -> alt.LayerCha
         alt.Chart(data, height=ACCEPTANCE_HEIGHT_PX)
         .transform_filter("datum.acceptance != null")
         .encode(
-            x=_k_axis(recommendation.curve, axes),
+            x=_k_axis(recommendation.curve, axes, title="K (tokens drafted per round)"),
             y=alt.Y(
                 "acceptance:Q",
                 title="acceptance",
                 scale=alt.Scale(domain=[0, 1]),
-                axis=alt.Axis(format=".0%", values=[0, 0.25, 0.5, 0.75, 1]),
+                axis=alt.Axis(
+                    format=".0%",
+                    values=[0, 0.5, 1],
+                    labelOverlap=False,
+                    minExtent=Y_AXIS_PX,
+                    maxExtent=Y_AXIS_PX,
+                ),
             ),
             color=_series_colour(recommendation),
         )
@@ -134,6 +149,8 @@ def _title(recommendation: Recommendation) -> alt.TitleParams:
     return alt.TitleParams(
         recommendation.setup.category,
         subtitle=subtitle,
+        fontSize=15,
+        subtitleFontSize=13,
         subtitleColor=VERDICT_COLOURS[recommendation.verdict],
         anchor="start",
         offset=12,
@@ -156,11 +173,11 @@ def _series_colour(recommendation: Recommendation) -> alt.Color:
     return alt.Color("series:N", scale=alt.Scale(domain=names, range=colours), legend=legend)
 
 
-def _k_axis(points: Sequence[CurvePoint], axes: Axes) -> alt.X:
+def _k_axis(points: Sequence[CurvePoint], axes: Axes, title: str | None) -> alt.X:
     ks = sorted({point.speculation.n_max for point in points})
     return alt.X(
         "k_place:Q",
-        title="K (tokens drafted per round)",
+        title=title,
         scale=alt.Scale(type="log", base=2, domain=[axes.k_low, axes.k_high], nice=False),
         axis=alt.Axis(values=ks, format="d", grid=False, labelOverlap="greedy"),
     )

@@ -16,7 +16,7 @@ from farm.paths import home
 from farm.services.recommend import Recommendation
 from farm.services.recommend import recommendations as recommend
 from farm.store.database import open_database, reading
-from farm.store.migrate import require_head
+from farm.store.migrate import current, head
 from farm.store.queries import (
     JobSummary,
     MachineSummary,
@@ -29,6 +29,8 @@ from farm.store.queries import (
 # A recommendation reads every sample; the live pages read a few rows.
 RESULTS_SECONDS = 15
 LIVE_SECONDS = 2
+
+WHICH_DATABASE = 'echo "$FARM_DATABASE_URL"'
 
 
 @dataclass(frozen=True)
@@ -62,20 +64,29 @@ def problem(url: str) -> Problem | None:
             "farm db upgrade",
         )
     try:
-        require_head(engine(url))
+        found, wanted = current(engine(url)), head()
     except SpecfarmError as error:
-        text = str(error)
-        if "migration" in text or "tables" in text or "farm db upgrade" in text:
-            return Problem("The database's tables don't fit this farm", text, "farm db upgrade")
-        return Problem("The database can't be reached", text, "farm doctor")
+        return Problem("The database can't be reached", str(error), WHICH_DATABASE)
     except SQLAlchemyError as error:
+        # A file of another kind is no OperationalError to SQLite, so the store lets it by.
         reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
         return Problem(
             "The database can't be read",
             f"It says: {reason}. Check that FARM_DATABASE_URL names a farm's database.",
-            "farm doctor",
+            WHICH_DATABASE,
         )
-    return None
+    if found == wanted:
+        return None
+    if found is None:
+        return Problem(
+            "The database has no tables yet", "This command makes them.", "farm db upgrade"
+        )
+    return Problem(
+        "The database belongs to another version of the farm",
+        f"It is at migration {found} and this farm needs {wanted}. Upgrade the database, or "
+        "install the newer specfarm if one has already upgraded it.",
+        "farm db upgrade",
+    )
 
 
 @st.cache_data(ttl=RESULTS_SECONDS, show_spinner="Reading the results")

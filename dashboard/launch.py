@@ -8,6 +8,8 @@ from pathlib import Path
 
 APP = Path(__file__).with_name("app.py")
 LOOPBACK = "127.0.0.1"
+# Red, the default, would paint finished work like an error.
+ACCENT = "#2f7fb8"
 PORTS_TO_TRY = 50
 EVERY_ADDRESS = frozenset({"0.0.0.0", "::"})
 
@@ -25,6 +27,8 @@ def command(port: int, address: str = LOOPBACK) -> list[str]:
         "browser.gatherUsageStats": "false",
         "client.toolbarMode": "minimal",
         "client.showErrorDetails": "none",
+        "theme.light.primaryColor": ACCENT,
+        "theme.dark.primaryColor": ACCENT,
     }
     arguments = [f"--{key}={value}" for key, value in options.items()]
     return [sys.executable, "-m", "streamlit", "run", str(APP), *arguments]

@@ -28,7 +28,7 @@ EVERY_SWEEP = "All sweeps"
 
 def page() -> None:
     """Show the sweeps, the job counts, the errors and the jobs."""
-    st.title("Jobs")
+    st.header("Jobs")
     url = usable_database()
     sweeps = data.sweeps(url)
     if not sweeps and not data.jobs(url, None):
@@ -38,7 +38,7 @@ def page() -> None:
             "farm submit sweep.yaml",
         )
         return
-    left, right = st.columns([1, 2], vertical_alignment="bottom")
+    left, right = st.columns([1, 2])
     names = {f"{plain(sweep.name)} (#{sweep.id})": sweep.id for sweep in sweeps}
     with left:
         sweep = st.selectbox("Sweep", [EVERY_SWEEP, *names], key="sweep", bind="query-params")
@@ -62,29 +62,29 @@ def _live(url: str, sweep_id: int | None, words: list[str]) -> None:
     for column, word in zip(st.columns(len(STATE_WORDS)), STATE_WORDS.values(), strict=True):
         column.metric(word.capitalize(), counts[word], border=True)
     if sweeps:
-        st.subheader("Sweeps")
+        st.markdown("#### Sweeps")
         st.dataframe(
             sweep_frame(sweeps),
             hide_index=True,
             column_config={
                 "Progress": st.column_config.ProgressColumn(
-                    format="percent", min_value=0, max_value=1, width="medium"
+                    format="%.0f %%", min_value=0, max_value=100, width="medium"
                 ),
                 "Submitted (UTC)": st.column_config.DatetimeColumn(format="YYYY-MM-DD HH:mm"),
             },
         )
     errors = error_frame(jobs)
     if not errors.empty:
-        st.subheader("What went wrong")
+        st.markdown("#### What went wrong")
         st.dataframe(
             errors,
             hide_index=True,
             column_config={
-                "Jobs": st.column_config.NumberColumn(width="small"),
-                "Latest message": st.column_config.TextColumn(width=760),
+                "Job": st.column_config.NumberColumn(width=60),
+                "Message": st.column_config.TextColumn(width=760),
             },
         )
-    st.subheader("Jobs")
+    st.markdown("#### Jobs")
     shown = [job for job in jobs if not words or STATE_WORDS[JobState(job.state)] in words]
     if not shown:
         st.info("No job is in this state.")
@@ -99,14 +99,12 @@ def _live(url: str, sweep_id: int | None, words: list[str]) -> None:
             "Job": st.column_config.NumberColumn(width=60),
             "State": st.column_config.TextColumn(width=80),
             "Machine": st.column_config.TextColumn(width=130),
-            "Models": st.column_config.TextColumn(width=330),
+            "Models": st.column_config.TextColumn(width=480),
             "Content": st.column_config.TextColumn(width=135),
             "Temp.": st.column_config.TextColumn(width=60, alignment="right"),
             "K": st.column_config.NumberColumn(width=50),
             "Attempts": st.column_config.NumberColumn(width=80),
             "Samples": st.column_config.NumberColumn(width=80),
-            "Error": st.column_config.TextColumn(width=100),
-            "Message": st.column_config.TextColumn(width=230),
         },
     )
 
@@ -117,7 +115,7 @@ def sweep_frame(sweeps: Sequence[SweepProgress]) -> pd.DataFrame:
         {
             "Sweep": f"{plain(sweep.name)} (#{sweep.id})",
             "Submitted (UTC)": pd.to_datetime(sweep.submitted_at, unit="s", utc=True),
-            "Progress": sweep.finished / sweep.total if sweep.total else 0.0,
+            "Progress": 100 * sweep.finished / sweep.total if sweep.total else 0.0,
             "Jobs": sweep.total,
         }
         | {word.capitalize(): sweep.states.get(state, 0) for state, word in STATE_WORDS.items()}
@@ -127,16 +125,18 @@ def sweep_frame(sweeps: Sequence[SweepProgress]) -> pd.DataFrame:
 
 
 def error_frame(jobs: Sequence[JobSummary]) -> pd.DataFrame:
-    """Return the kinds of error among the jobs, most frequent first."""
-    by_kind: dict[str, list[JobSummary]] = {}
-    for job in jobs:
-        if job.error_kind:
-            by_kind.setdefault(job.error_kind, []).append(job)
+    """Return the newest jobs whose last attempt failed; a queued one is to be tried again."""
     rows = [
-        {"Error": kind, "Jobs": len(members), "Latest message": members[-1].error_message or ""}
-        for kind, members in sorted(by_kind.items(), key=lambda item: -len(item[1]))
+        {
+            "Job": job.id,
+            "State": STATE_WORDS[JobState(job.state)],
+            "Error": job.error_kind,
+            "Message": job.error_message,
+        }
+        for job in jobs[::-1]
+        if job.error_kind
     ]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows[:MAX_ROWS])
 
 
 def job_frame(jobs: Sequence[JobSummary]) -> pd.DataFrame:
@@ -153,8 +153,6 @@ def job_frame(jobs: Sequence[JobSummary]) -> pd.DataFrame:
             "K": job.n_max,
             "Attempts": job.attempts,
             "Samples": job.samples,
-            "Error": job.error_kind,
-            "Message": job.error_message,
         }
         for job in jobs
     ]

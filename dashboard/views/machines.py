@@ -8,6 +8,7 @@ import streamlit as st
 from dashboard import data
 from dashboard.notices import say_empty, usable_database
 from farm.report.facts import machine_facts
+from farm.report.markdown import escape
 from farm.report.wording import plain
 
 REFRESH_SECONDS = 30
@@ -15,7 +16,7 @@ REFRESH_SECONDS = 30
 
 def page() -> None:
     """Show every machine's facts, engines and builds."""
-    st.title("Machines")
+    st.header("Machines")
     url = usable_database()
     if not data.machines(url):
         say_empty(
@@ -53,8 +54,7 @@ def _live(url: str) -> None:
     for start in range(0, len(machines), 2):
         for column, machine in zip(st.columns(2), machines[start : start + 2], strict=False):
             with column.container(border=True):
-                st.subheader(plain(machine.name))
-                st.caption(plain(machine.hardware))
+                st.markdown(f"#### {escape(machine.name)}")
                 st.table(
                     pd.DataFrame(machine_facts(machine), columns=["Fact", "Value"]),
                     hide_index=True,

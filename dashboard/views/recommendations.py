@@ -12,10 +12,12 @@ from dashboard.charts import acceptance_chart, speedup_chart
 from dashboard.notices import say_empty, usable_database
 from farm.report.axes import shared_axes
 from farm.report.grouping import Subject, by_subject, settings_text
+from farm.report.markdown import escape
 from farm.report.serving import servings
 from farm.report.tables import reason_text
 from farm.report.wording import (
     HOW_TO_READ,
+    NOT_MEASURED,
     advice_sentence,
     calibration_sentence,
     pair_label,
@@ -34,9 +36,9 @@ FILTERS: dict[str, tuple[str, Callable[[Recommendation], str]]] = {
 }
 
 COLUMN_CONFIG = {
-    "Pair": st.column_config.TextColumn(width=300),
-    "Content": st.column_config.TextColumn(width=140),
-    "Verdict": st.column_config.TextColumn(width=150),
+    "Content": st.column_config.TextColumn(width=135),
+    "Verdict": st.column_config.TextColumn(width=170),
+    "Configuration": st.column_config.TextColumn(width=170),
     "Best K": st.column_config.NumberColumn(
         width=70,
         help="The K with the highest speedup; where the verdict is off, what came closest.",
@@ -44,29 +46,29 @@ COLUMN_CONFIG = {
     "Speedup": st.column_config.NumberColumn(
         format="%.2fx", width=85, help="Speculative over baseline decode speed, same prompts."
     ),
-    "95 % interval": st.column_config.TextColumn(width=115, alignment="right"),
+    "95 % interval": st.column_config.TextColumn(width=110, alignment="right"),
     "Acceptance": st.column_config.NumberColumn(
-        format="%.1f %%", width=100, help="Accepted drafted tokens of all drafted."
+        format="%.1f %%", width=95, help="Accepted drafted tokens of all drafted."
     ),
     "Tokens/round": st.column_config.NumberColumn(
-        format="%.2f", width=110, help="The target's own token included."
+        format="%.2f", width=105, help="The target's own token included."
     ),
-    "Base tok/s": st.column_config.NumberColumn(
-        format="%.1f", width=95, help="Decode speed without speculation."
+    "Baseline tok/s": st.column_config.NumberColumn(
+        format="%.1f", width=110, help="Decode speed without speculation."
     ),
-    "Spec. tok/s": st.column_config.NumberColumn(
-        format="%.1f", width=95, help="Decode speed with speculation."
+    "Speculative tok/s": st.column_config.NumberColumn(
+        format="%.1f", width=130, help="Decode speed with speculation."
     ),
     "Parity": st.column_config.TextColumn(
-        width=160, help="Outputs equal to the baseline's, of all compared at temperature 0."
+        width=155, help="Outputs equal to the baseline's, of all compared at temperature 0."
     ),
-    "Prompts": st.column_config.NumberColumn(width=80),
+    "Prompts": st.column_config.NumberColumn(width=75),
 }
 
 
 def page() -> None:
     """Show the filters, the headline table and the chosen setup's K curves."""
-    st.title("Recommendations")
+    st.header("Recommendations")
     url = usable_database()
     everything = data.recommendations(url)
     if not everything:
@@ -85,13 +87,10 @@ def page() -> None:
     if note:
         st.warning(note)
     subjects = by_subject(chosen)
-    frame, constant = tables.headline(subjects)
-    if constant:
-        st.caption(" · ".join(f"{name} {value}" for name, value in constant.items()))
-    _show_table(frame)
+    for subject in subjects:
+        _advice(subject)
     with st.expander("How to read this"):
-        for line in HOW_TO_READ:
-            st.markdown(f"- {line}")
+        st.markdown("\n".join(f"- {escape(line)}" for line in HOW_TO_READ))
     _curves(_chosen_subject(subjects))
 
 
@@ -107,8 +106,15 @@ def _filtered(everything: Sequence[Recommendation]) -> list[Recommendation]:
     return kept
 
 
+def _advice(subject: Subject) -> None:
+    st.markdown(f"##### {escape(subject.label)}")
+    st.text(advice_sentence(subject.recommendations))
+    _show_table(tables.headline(subject.recommendations))
+
+
 def _chosen_subject(subjects: Sequence[Subject]) -> Subject:
-    st.subheader("K curves")
+    """Ask whose curves to show where there is a choice."""
+    st.markdown("#### K curves")
     if len(subjects) == 1:
         return subjects[0]
     labels = {subject.label: subject for subject in subjects}
@@ -119,7 +125,6 @@ def _chosen_subject(subjects: Sequence[Subject]) -> Subject:
 def _curves(subject: Subject) -> None:
     members = subject.recommendations
     setup = subject.setup
-    st.text(advice_sentence(members))
     st.caption(
         "Each dot is the speedup at one K and its bar the 95 % interval; the large dot is the "
         "best K. A bar wholly above the dashed line (the baseline's own speed) is a proven gain."
@@ -133,7 +138,7 @@ def _curves(subject: Subject) -> None:
                 st.altair_chart(acceptance_chart(item, axes), width="stretch")
     blocks = servings(members)
     if blocks:
-        st.subheader("Commands to paste")
+        st.markdown("#### Commands to paste")
     for block in blocks:
         use = "speculation on" if block.speculates else "speculation off"
         st.text(f"For {', '.join(block.categories)} ({use}):")
@@ -146,11 +151,13 @@ def _curves(subject: Subject) -> None:
             f"{plain(setup.hardware)} · {setup.engine}, {plain(setup.build)} · "
             f"{settings_text(setup.settings, setup.generate_tokens)}"
         )
-        _show_table(pd.concat([tables.curve(item) for item in members], ignore_index=True))
+        _show_table(tables.curves(members))
         for item in members:
             st.text(f"{item.setup.category}: {reason_text(item)}")
 
 
 def _show_table(frame: pd.DataFrame) -> None:
     config = {name: COLUMN_CONFIG[name] for name in frame.columns if name in COLUMN_CONFIG}
-    st.dataframe(frame, hide_index=True, column_config=config, placeholder="–")
+    st.dataframe(
+        frame, hide_index=True, column_config=config, placeholder=NOT_MEASURED, height="content"
+    )

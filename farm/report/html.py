@@ -130,8 +130,8 @@ def _subject(subject: Subject) -> str:
         calibration = f"<p class='soft'>{escape(CALIBRATION_NOTE)}</p>"
         curves.append(
             f"<figure><figcaption><h4>{category}</h4>"
-            f'<p class="{VERDICT_CLASSES[member.verdict]}">{escape(_caption(member))}</p>'
-            f'<p class="soft">{escape(reason_text(member))}</p>'
+            f'<p class="{VERDICT_CLASSES[member.verdict]}">{_unbroken(_caption(member))}</p>'
+            f'<p class="soft">{_unbroken(reason_text(member))}</p>'
             f"{calibration * member.setup.is_calibration}</figcaption>{chart}</figure>"
         )
     parts.append(f'<div class="curves">{"".join(curves)}</div>')
@@ -149,6 +149,11 @@ def _caption(recommendation: Recommendation) -> str:
     if recommendation.verdict is Verdict.ON and recommendation.best is not None:
         return f"{labelled_verdict(recommendation)}: {speedup_text(recommendation.best.speedup)}"
     return labelled_verdict(recommendation)
+
+
+def _unbroken(text: str) -> str:
+    """Return escaped text whose "K = 8" stays on one line."""
+    return escape(text).replace(" = ", "&nbsp;=&nbsp;")
 
 
 def _verdict_classes(recommendations: Sequence[Recommendation]) -> list[str]:

@@ -47,15 +47,15 @@ def servings(recommendations: Sequence[Recommendation]) -> list[Serving]:
     for recommendation in recommendations:
         if recommendation.verdict is Verdict.UNDECIDED:
             continue
-        arguments = server_arguments(recommendation)
-        command = None if arguments is None else shlex.join(arguments)
+        arguments = argument_lines(recommendation)
+        command = None if arguments is None else _lines(arguments)
         key = (recommendation.verdict is Verdict.ON, command, _notes(recommendation))
         categories.setdefault(key, []).append(recommendation.setup.category)
     return [Serving(tuple(names), *key) for key, names in categories.items()]
 
 
-def server_arguments(recommendation: Recommendation) -> list[str] | None:
-    """Return llama-server's argument list, models by file name.
+def argument_lines(recommendation: Recommendation) -> list[list[str]] | None:
+    """Return llama-server's arguments, models by file name, in lines short enough to read.
 
     Every speculation parameter is passed, since llama.cpp's defaults move between builds; `-md`
     alone loads the draft and decodes without it. None for advice llama-server has no flags for.
@@ -73,13 +73,13 @@ def server_arguments(recommendation: Recommendation) -> list[str] | None:
             "--spec-draft-n-min", str(best.speculation.n_min),
             "--spec-draft-p-min", f"{best.speculation.p_min:g}",
         ]  # fmt: skip
-    return [
-        *arguments,
-        *draft_arguments,
-        "-np", "1",
-        "--temp", f"{setup.temperature:g}",
-        *_settings_arguments(setup.settings, speculates=bool(draft_arguments)),
-    ]  # fmt: skip
+    rest = _settings_arguments(setup.settings, speculates=bool(draft_arguments))
+    rest = ["-np", "1", "--temp", f"{setup.temperature:g}", *rest]
+    return [arguments, draft_arguments, rest] if draft_arguments else [[*arguments, *rest]]
+
+
+def _lines(arguments: list[list[str]]) -> str:
+    return " \\\n  ".join(shlex.join(line) for line in arguments if line)
 
 
 def _settings_arguments(settings: Settings, *, speculates: bool) -> list[str]:

@@ -16,11 +16,11 @@ from farm.report.wording import (
 )
 from farm.services.recommend import CurvePoint
 
-WIDTH, HEIGHT = 340, 286
-LEFT, RIGHT = 42, 12
+WIDTH, HEIGHT = 260, 286
+LEFT, RIGHT = 40, 8
 SPEEDUP_TOP, SPEEDUP_BOTTOM = 14, 166
 ACCEPT_TOP, ACCEPT_BOTTOM = 190, 246
-LEGEND_STEP = 92
+LEGEND_LINE = 15
 
 Scale = Callable[[float], float]
 
@@ -49,8 +49,9 @@ def k_curve(
         parts.append(_series(members, index, shift, axes, x, y, share, temperature, best))
     if len(series) > 1:
         parts += [_legend_entry(index, name) for index, name in enumerate(series)]
+    height = HEIGHT + LEGEND_LINE * (len(series) if len(series) > 1 else 0)
     return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">'
+        f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(label)}">'
         + "".join(parts)
         + "</svg>"
     )
@@ -73,7 +74,7 @@ def _axes(ks: Sequence[int], axes: Axes, x: Scale, y: Scale, share: Scale) -> st
     parts.append(_line(LEFT, y(1), right, y(1), "one"))
     parts.append(_text(LEFT, SPEEDUP_TOP - 5, "speedup", "start", "label"))
     parts.append(_text(LEFT, ACCEPT_TOP - 6, "acceptance", "start", "label"))
-    parts.append(_text(right, ACCEPT_BOTTOM + 26, "K, tokens drafted per round", "end", "label"))
+    parts.append(_text(right, ACCEPT_BOTTOM + 29, "K, tokens drafted per round", "end", "label"))
     return "".join(parts)
 
 
@@ -121,9 +122,9 @@ def _series(
 
 
 def _legend_entry(index: int, name: str) -> str:
-    place = LEFT + index * LEGEND_STEP
-    swatch = _line(place, HEIGHT - 4, place + 12, HEIGHT - 4, "bar")
-    return f'<g class="s{index % 6}">{swatch}</g>' + _text(place + 16, HEIGHT - 0.5, name, "start")
+    y = HEIGHT + index * LEGEND_LINE
+    swatch = _line(LEFT, y, LEFT + 14, y, "bar")
+    return f'<g class="s{index % 6}">{swatch}</g>' + _text(LEFT + 20, y + 3.5, name, "start")
 
 
 def _linear_scale(low: float, high: float, start: float, end: float) -> Scale:

@@ -157,5 +157,5 @@ def calibration_sentence(recommendations: Sequence[Recommendation]) -> str | Non
     count = sum(item.setup.is_calibration for item in recommendations)
     if not count:
         return None
-    which = "Every result" if count == len(recommendations) else "A result marked (calibration)"
-    return f"{which} here is of a {CALIBRATION_NOTE}."
+    which = "All results here" if count == len(recommendations) else "Results marked (calibration)"
+    return f"{which} come from a {CALIBRATION_NOTE}."
