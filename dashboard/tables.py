@@ -1,0 +1,74 @@
+"""The recommendation tables as data frames: numbers stay numbers, so that they sort and align."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from farm.report.wording import (
+    configuration,
+    headline_parity,
+    interval_text,
+    labelled_verdict,
+    parity_text,
+)
+from farm.services.recommend import CurvePoint, Recommendation
+
+
+def headline(recommendations: Sequence[Recommendation]) -> pd.DataFrame:
+    """Return one row per category of a subject.
+
+    With speculation off the figures are those of what came closest; they are None where no
+    configuration can be judged.
+    """
+    return pd.DataFrame([_advice_cells(item) for item in recommendations])
+
+
+def curves(recommendations: Sequence[Recommendation]) -> pd.DataFrame:
+    """Return one row per category and configuration tried."""
+    rows = [
+        {
+            "Content": item.setup.category,
+            "Configuration": configuration(point.speculation, item.setup.temperature),
+        }
+        | _figures(point)
+        for item in recommendations
+        for point in item.curve
+    ]
+    return pd.DataFrame(rows)
+
+
+def _advice_cells(recommendation: Recommendation) -> dict[str, object]:
+    best = recommendation.best
+    cells: dict[str, object] = {
+        "Content": recommendation.setup.category,
+        "Verdict": labelled_verdict(recommendation),
+        "Best K": best.speculation.n_max if best else None,
+    }
+    if best is not None:
+        return cells | _figures(best)
+    unjudged = dict.fromkeys(_figures(recommendation.curve[0]))
+    return (
+        cells
+        | unjudged
+        | {
+            "95 % interval": interval_text(None),
+            "Parity": parity_text(headline_parity(recommendation)),
+            "Prompts": max(point.prompts for point in recommendation.curve),
+        }
+    )
+
+
+def _figures(point: CurvePoint) -> dict[str, object]:
+    acceptance = point.acceptance_rate
+    return {
+        "Speedup": point.speedup.estimate if point.speedup else None,
+        "95 % interval": interval_text(point.speedup),
+        "Acceptance": None if acceptance is None else 100 * acceptance,
+        "Tokens/round": point.tokens_per_round,
+        "Baseline tok/s": point.baseline_tok_s,
+        "Speculative tok/s": point.speculative_tok_s,
+        "Parity": parity_text(point.parity),
+        "Prompts": point.prompts,
+    }

@@ -1,0 +1,114 @@
+"""From a recommendation to the llama-server command line that serves it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from farm.domain.decoding import AcceptRule, Settings, SpeculationKind
+from farm.report.wording import plain
+from farm.science.recommendation import Verdict
+from farm.services.recommend import CALIBRATION_NOTE, Recommendation
+
+LOOKUP_NOTE = (
+    "llama-server has no flag for the measured prompt lookup; --spec-type ngram-simple comes "
+    "nearest and wants a measurement of its own."
+)
+ACCEPT_NOTE = (
+    "Measured with exact rejection sampling. llama-server accepts by matching the target's own "
+    "sample, which gives another acceptance above temperature 0: measure 'accept: match' before "
+    "relying on this speedup."
+)
+EXAMPLE_NOTE = f"An example only: this is a {CALIBRATION_NOTE}."
+
+
+@dataclass(frozen=True)
+class Serving:
+    """One command and the kinds of content it serves best.
+
+    command: ready to paste; None where llama-server cannot do what was measured. notes: what
+    the reader must know before pasting it.
+    """
+
+    categories: tuple[str, ...]
+    speculates: bool
+    command: str | None
+    notes: tuple[str, ...]
+
+
+def servings(recommendations: Sequence[Recommendation]) -> list[Serving]:
+    """Return the commands for recommendations of one subject, equal commands joined.
+
+    Speculation is fixed when llama-server starts, so each K needs a server of its own. Setups
+    with too few prompts have no command.
+    """
+    categories: dict[tuple[bool, str | None, tuple[str, ...]], list[str]] = {}
+    for recommendation in recommendations:
+        if recommendation.verdict is Verdict.UNDECIDED:
+            continue
+        arguments = argument_lines(recommendation)
+        command = None if arguments is None else _lines(arguments)
+        key = (recommendation.verdict is Verdict.ON, command, _notes(recommendation))
+        categories.setdefault(key, []).append(recommendation.setup.category)
+    return [Serving(tuple(names), *key) for key, names in categories.items()]
+
+
+def argument_lines(recommendation: Recommendation) -> list[list[str]] | None:
+    """Return llama-server's arguments, models by file name, in lines short enough to read.
+
+    Every speculation parameter is passed, since llama.cpp's defaults move between builds; `-md`
+    alone loads the draft and decodes without it. None for advice llama-server has no flags for.
+    """
+    setup, best = recommendation.setup, recommendation.best
+    arguments = ["llama-server", "-m", _file(setup.target)]
+    draft_arguments: list[str] = []
+    if recommendation.verdict is Verdict.ON and best is not None:
+        if best.speculation.kind is not SpeculationKind.DRAFT_SIMPLE or setup.draft is None:
+            return None
+        arguments += ["-md", _file(setup.draft)]
+        draft_arguments = [
+            "--spec-type", best.speculation.kind.value,
+            "--spec-draft-n-max", str(best.speculation.n_max),
+            "--spec-draft-n-min", str(best.speculation.n_min),
+            "--spec-draft-p-min", f"{best.speculation.p_min:g}",
+        ]  # fmt: skip
+    rest = _settings_arguments(setup.settings, speculates=bool(draft_arguments))
+    rest = ["-np", "1", "--temp", f"{setup.temperature:g}", *rest]
+    return [arguments, draft_arguments, rest] if draft_arguments else [[*arguments, *rest]]
+
+
+def _lines(arguments: list[list[str]]) -> str:
+    return " \\\n  ".join(shlex.join(line) for line in arguments if line)
+
+
+def _settings_arguments(settings: Settings, *, speculates: bool) -> list[str]:
+    """Return flags for what was set by hand; the context is the reader's choice."""
+    defaults = Settings()
+    flags = [
+        ("-t", settings.threads, None),
+        ("-ngl", settings.gpu_layers, None),
+        ("-ngld", settings.draft_gpu_layers if speculates else None, None),
+        ("-ctk", settings.cache_type_k, defaults.cache_type_k),
+        ("-ctv", settings.cache_type_v, defaults.cache_type_v),
+        ("-fa", settings.flash_attention, defaults.flash_attention),
+    ]
+    return [
+        part for flag, value, default in flags if value != default for part in (flag, str(value))
+    ]
+
+
+def _notes(recommendation: Recommendation) -> tuple[str, ...]:
+    setup, best = recommendation.setup, recommendation.best
+    notes = [EXAMPLE_NOTE] if setup.is_calibration else []
+    if recommendation.verdict is Verdict.ON and best is not None:
+        if best.speculation.kind is SpeculationKind.PROMPT_LOOKUP:
+            notes.append(LOOKUP_NOTE)
+        elif setup.temperature > 0 and best.speculation.accept is AcceptRule.EXACT:
+            notes.append(ACCEPT_NOTE)
+    return tuple(notes)
+
+
+def _file(name: str) -> str:
+    name = plain(name)
+    return f"./{name}" if name.startswith("-") else name

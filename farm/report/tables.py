@@ -1,0 +1,129 @@
+"""The reports' tables as rows of text, for Markdown and HTML alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from farm.domain.measurement import Parity
+from farm.report.grouping import Subject, settings_text
+from farm.report.wording import (
+    NOT_MEASURED,
+    as_good_text,
+    configuration,
+    headline_parity,
+    interval_text,
+    labelled_verdict,
+    number_text,
+    pair_label,
+    parity_text,
+    percent_text,
+    speedup_text,
+    temperature_label,
+    total_parity,
+)
+from farm.science.recommendation import Verdict
+from farm.services.recommend import Recommendation
+
+SUMMARY_HEADER = (
+    "Content", "Verdict", "Best K", "Speedup", "95 % interval", "Acceptance", "Tokens/round",
+    "Baseline tok/s", "Speculative tok/s", "Parity", "Prompts",
+)  # fmt: skip
+CURVE_HEADER = (
+    "Configuration", "Standing", "Speedup", "95 % interval", "Acceptance", "Tokens/round",
+    "Baseline tok/s", "Speculative tok/s", "Parity", "Prompts",
+)  # fmt: skip
+PARITY_HEADER = ("Content", "Finding", "Exact", "Near-tie", "Mismatch", "Not compared")
+
+
+def subject_facts(subject: Subject) -> list[tuple[str, str]]:
+    """Return what was measured, and with what."""
+    setup = subject.setup
+    digest = f" (libraries {setup.build_digest[:12]})" if setup.build_digest else ""
+    return [
+        ("Machine", f"{setup.machine} ({setup.hardware})"),
+        ("Pair", pair_label(setup)),
+        ("Speculation", setup.kind),
+        ("Temperature", temperature_label(setup.temperature)),
+        ("Engine and build", f"{setup.engine}, {setup.build}{digest}"),
+        ("Settings", settings_text(setup.settings, setup.generate_tokens)),
+    ]
+
+
+def summary_rows(recommendations: Sequence[Recommendation]) -> list[tuple[str, ...]]:
+    """Return one row per category. With speculation off the figures are what came closest."""
+    return [
+        (item.setup.category, labelled_verdict(item), *_headline(item)) for item in recommendations
+    ]
+
+
+def curve_rows(recommendation: Recommendation) -> list[tuple[str, ...]]:
+    """Return one row per configuration tried."""
+    as_good = {point.speculation for point in recommendation.as_good}
+    rows: list[tuple[str, ...]] = []
+    for point in recommendation.curve:
+        standing = "as good" if point.speculation in as_good else ""
+        if point == recommendation.best:
+            standing = "closest" if recommendation.verdict is Verdict.OFF else "best"
+        elif point.parity.get(Parity.MISMATCH):
+            standing = "changed the output"
+        rows.append(
+            (
+                configuration(point.speculation, recommendation.setup.temperature),
+                standing,
+                speedup_text(point.speedup),
+                interval_text(point.speedup),
+                percent_text(point.acceptance_rate),
+                number_text(point.tokens_per_round, 2),
+                number_text(point.baseline_tok_s),
+                number_text(point.speculative_tok_s),
+                parity_text(point.parity),
+                str(point.prompts),
+            )
+        )
+    return rows
+
+
+def parity_rows(recommendations: Sequence[Recommendation]) -> list[tuple[str, ...]]:
+    """Return the parity counts per category over every configuration tried."""
+    rows: list[tuple[str, ...]] = []
+    for item in recommendations:
+        total = total_parity(item.curve)
+        if total.get(Parity.MISMATCH):
+            finding = "output changed"
+        elif total.get(Parity.NEAR_TIE):
+            finding = "rounding only"
+        else:
+            finding = "identical" if total.get(Parity.EXACT) else "not compared"
+        order = (Parity.EXACT, Parity.NEAR_TIE, Parity.MISMATCH, Parity.NOT_COMPARED)
+        rows.append((item.setup.category, finding, *(str(total.get(name, 0)) for name in order)))
+    return rows
+
+
+def reason_text(recommendation: Recommendation) -> str:
+    """Return the reason for the verdict, what came closest, and what measured as good."""
+    parts = [recommendation.reason]
+    if recommendation.best is not None and recommendation.verdict is Verdict.OFF:
+        speculation = recommendation.best.speculation
+        parts.append(f"closest: {configuration(speculation, recommendation.setup.temperature)}")
+    if others := as_good_text(recommendation):
+        parts.append(f"as good: {others}")
+    return "; ".join(parts)
+
+
+def _headline(recommendation: Recommendation) -> tuple[str, ...]:
+    best = recommendation.best
+    parity = parity_text(headline_parity(recommendation))
+    if best is None:
+        prompts = max((point.prompts for point in recommendation.curve), default=0)
+        return (*[NOT_MEASURED] * 7, parity, str(prompts))
+    return (
+        str(best.speculation.n_max),
+        speedup_text(best.speedup),
+        interval_text(best.speedup),
+        percent_text(best.acceptance_rate),
+        number_text(best.tokens_per_round, 2),
+        number_text(best.baseline_tok_s),
+        number_text(best.speculative_tok_s),
+        parity,
+        str(best.prompts),
+    )

@@ -1,0 +1,161 @@
+"""How results read in words and figures: the same in the reports and on the dashboard."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from farm.domain.decoding import Speculation, SpeculationKind
+from farm.domain.measurement import Parity
+from farm.science.paired import MIN_PAIRS, Interval
+from farm.science.recommendation import Verdict
+from farm.services.recommend import CALIBRATION_NOTE, CurvePoint, Recommendation, Setup
+
+NOT_MEASURED = "–"
+
+HOW_TO_READ = (
+    "Speedup is speculative decode speed over baseline decode speed on the same prompts, "
+    "measured side by side; 1.00x is no change.",
+    "The range beside it is a 95 % interval over prompts, Bonferroni over the K tried: picking "
+    "the best K of a curve keeps the promised 95 %.",
+    "A K is recommended where its whole interval lies above 1; speculation is off where no "
+    "interval clears 1, since a gain that is not proven is not worth a second model in memory.",
+    f"Under {MIN_PAIRS} prompts there is no interval and no advice.",
+    "Parity compares the outputs at temperature 0. Exact: the same tokens. Near-tie: they part "
+    "where the target's two best tokens are so close that rounding decides. Mismatch: they part "
+    "for another reason; such a configuration is never recommended.",
+)
+
+
+def plain(text: str) -> str:
+    """Return text on one line without control characters; names come from files of any origin."""
+    return "".join(char if char.isprintable() else " " for char in text).strip()
+
+
+def model_label(name: str) -> str:
+    """Return a model file's name without its ending."""
+    return plain(name).removesuffix(".gguf")
+
+
+def pair_label(setup: Setup) -> str:
+    """Name what was measured: target and draft, or the draftless kind; calibration says so."""
+    proposer = f" + {model_label(setup.draft)}" if setup.draft else f", {setup.kind}"
+    return f"{model_label(setup.target)}{proposer}{' (calibration)' * setup.is_calibration}"
+
+
+def temperature_label(temperature: float) -> str:
+    """Return a temperature as people write it: 0, 0.7."""
+    return f"{temperature:g}"
+
+
+def configuration(speculation: Speculation, temperature: float) -> str:
+    """Name one configuration: K, and only what else differs from the plain case."""
+    parts = [f"K = {speculation.n_max}"]
+    if speculation.p_min:
+        parts.append(f"p_min {speculation.p_min:g}")
+    if speculation.n_min:
+        parts.append(f"n_min {speculation.n_min}")
+    if temperature > 0 and speculation.kind is SpeculationKind.DRAFT_SIMPLE:
+        parts.append(f"accept {speculation.accept.value}")
+    return ", ".join(parts)
+
+
+def series_label(speculation: Speculation, temperature: float) -> str:
+    """Name what a K curve holds fixed while K moves."""
+    return configuration(speculation, temperature).partition(", ")[2] or "p_min 0"
+
+
+def verdict_text(recommendation: Recommendation) -> str:
+    """Say what to do: a configuration, "speculation off" or "too few prompts"."""
+    if recommendation.verdict is Verdict.UNDECIDED:
+        return "too few prompts"
+    if recommendation.verdict is Verdict.OFF or recommendation.best is None:
+        return "speculation off"
+    return configuration(recommendation.best.speculation, recommendation.setup.temperature)
+
+
+def labelled_verdict(recommendation: Recommendation) -> str:
+    """Return the verdict; a calibration pair's is never shown without its label."""
+    label = " (calibration)" if recommendation.setup.is_calibration else ""
+    return f"{verdict_text(recommendation)}{label}"
+
+
+def as_good_text(recommendation: Recommendation) -> str:
+    """Name the configurations that cannot be told from the best one; "" where there is none."""
+    temperature = recommendation.setup.temperature
+    return "; ".join(
+        configuration(point.speculation, temperature) for point in recommendation.as_good
+    )
+
+
+def speedup_text(interval: Interval | None) -> str:
+    """Return the estimate, "2.00x"."""
+    return NOT_MEASURED if interval is None else f"{interval.estimate:.2f}x"
+
+
+def interval_text(interval: Interval | None) -> str:
+    """Return the bounds, "1.88 to 2.12"."""
+    return NOT_MEASURED if interval is None else f"{interval.low:.2f} to {interval.high:.2f}"
+
+
+def percent_text(share: float | None) -> str:
+    """Return a share of 1 in percent, "83.1 %"."""
+    return NOT_MEASURED if share is None else f"{100 * share:.1f} %"
+
+
+def number_text(value: float | None, digits: int = 1) -> str:
+    """Return a number with fixed decimals."""
+    return NOT_MEASURED if value is None else f"{value:.{digits}f}"
+
+
+def parity_text(parity: dict[str, int]) -> str:
+    """Return the findings over all compared outputs: "exact 22/24, near-tie 2"."""
+    compared = sum(count for name, count in parity.items() if name != Parity.NOT_COMPARED)
+    if not compared:
+        return "not compared" if parity else NOT_MEASURED
+    parts = [f"exact {parity.get(Parity.EXACT, 0)}/{compared}"]
+    parts += [
+        f"{name.value} {parity[name]}"
+        for name in (Parity.NEAR_TIE, Parity.MISMATCH)
+        if parity.get(name)
+    ]
+    return ", ".join(parts)
+
+
+def headline_parity(recommendation: Recommendation) -> dict[str, int]:
+    """Return the parity counts of the best configuration, or of all where none was usable."""
+    if recommendation.best is not None:
+        return recommendation.best.parity
+    return total_parity(recommendation.curve)
+
+
+def total_parity(points: Sequence[CurvePoint]) -> dict[str, int]:
+    """Return the parity counts over several configurations."""
+    total: Counter[str] = Counter()
+    for point in points:
+        total.update(point.parity)
+    return dict(total)
+
+
+def advice_sentence(recommendations: Sequence[Recommendation]) -> str:
+    """Say in one paragraph for which kinds of content speculation pays, and with which K."""
+    verdicts: dict[str, list[str]] = {}
+    for recommendation in recommendations:
+        text = verdict_text(recommendation)
+        verdicts.setdefault(text, []).append(recommendation.setup.category)
+    details = "; ".join(f"{text}: {', '.join(names)}" for text, names in verdicts.items())
+    details = f"{details[:1].upper()}{details[1:]}."
+    if all(item.setup.is_calibration for item in recommendations):
+        return f"Calibration, not advice. {details}"
+    paying = sum(item.verdict is Verdict.ON for item in recommendations)
+    kinds = "kind" if len(recommendations) == 1 else "kinds"
+    return f"Speculation pays for {paying} of {len(recommendations)} {kinds} of content. {details}"
+
+
+def calibration_sentence(recommendations: Sequence[Recommendation]) -> str | None:
+    """Return the calibration label, None where no result comes from a calibration pair."""
+    count = sum(item.setup.is_calibration for item in recommendations)
+    if not count:
+        return None
+    which = "All results here" if count == len(recommendations) else "Results marked (calibration)"
+    return f"{which} come from a {CALIBRATION_NOTE}."
