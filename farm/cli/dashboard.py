@@ -8,8 +8,8 @@ import sys
 from typing import Annotated
 
 import typer
-from dashboard.launch import command, find_free_port
 
+from dashboard.launch import command, find_free_port
 from farm.cli.session import err, open_session
 
 PORT = 8501

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import datetime
 from pathlib import Path
 from string import Template
 from typing import Annotated
@@ -17,7 +18,7 @@ from farm.cli.status import watch
 from farm.errors import BenchmarkError
 from farm.gguf.calibration import make_pair
 from farm.queue.doorbell import ring_due
-from farm.report.write import write_report
+from farm.report.bundle import write_report
 from farm.services.processes import Background
 from farm.services.recommend import recommendations
 from farm.services.status import sweep_status
@@ -92,7 +93,13 @@ def _show(session: FarmSession, sweep_id: int, report: Path) -> None:
         err.print(remark)
     if not found:
         raise BenchmarkError("failed", "No job of the demo could be measured; see above.")
-    markdown, html = write_report(report, found, title="specfarm demo", machines=machines)
+    markdown, html = write_report(
+        report,
+        found,
+        title="specfarm demo",
+        generated_at=datetime.now().astimezone(),
+        machines=machines,
+    )
     out.print(f"report:    {markdown} and {html}")
     out.print("dashboard: make dashboard   (or: .venv/bin/farm dashboard)")
     out.print("your own:  farm submit --example > sweep.yaml")

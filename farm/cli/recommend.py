@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -10,8 +11,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from farm.cli.session import JsonOption, open_session, out, print_json
-from farm.domain.measurement import Parity
 from farm.errors import UserError
+from farm.report import wording
+from farm.report.grouping import Subject, by_subject
 from farm.services.recommend import (
     CALIBRATION_NOTE,
     CurvePoint,
@@ -21,6 +23,9 @@ from farm.services.recommend import (
 from farm.store.database import reading
 
 SweepOption = Annotated[int | None, typer.Option("--sweep", help="Only this sweep's jobs.")]
+
+FIGURES = ("speedup", "95 % interval", "accepted", "parity")
+DETAILS = (*FIGURES, "tok/round", "tok/s", "plain")
 
 
 def recommend(sweep: SweepOption = None, as_json: JsonOption = False) -> None:
@@ -38,33 +43,14 @@ def results(sweep: SweepOption = None, as_json: JsonOption = False) -> None:
     if as_json:
         print_json([recommendation.to_payload() for recommendation in found])
         return
-    for group in _by_pair(found):
-        table = _table(_title(group[0]), ["content"], ["K", "p_min", *_DETAILS])
-        for recommendation in group:
+    for subject in by_subject(found):
+        table = _table(subject, ["content", "configuration"], DETAILS)
+        for recommendation in subject.recommendations:
+            setup = recommendation.setup
             for point in recommendation.curve:
-                speculation = point.speculation
-                table.add_row(
-                    recommendation.setup.category,
-                    str(speculation.n_max),
-                    f"{speculation.p_min:g}",
-                    *_details(point),
-                )
-        _print(table, group[0])
-
-
-def print_recommendations(found: list[Recommendation]) -> None:
-    """Print one table per machine, pair and temperature."""
-    for group in _by_pair(found):
-        table = _table(_title(group[0]), ["content", "use"], _FIGURES)
-        for recommendation in group:
-            best = recommendation.best
-            figures = _figures(best) if best else ["-"] * len(_FIGURES)
-            table.add_row(recommendation.setup.category, _advice(recommendation), *figures)
-        _print(table, group[0])
-
-
-_FIGURES = ["speedup", "95 % interval", "accepted", "identical"]
-_DETAILS = [*_FIGURES, "tok/round", "tok/s", "plain"]
+                name = wording.configuration(point.speculation, setup.temperature)
+                table.add_row(setup.category, name, *_details(point))
+        out.print(table)
 
 
 def measured(sweep: int | None) -> list[Recommendation]:
@@ -79,35 +65,32 @@ def measured(sweep: int | None) -> list[Recommendation]:
     return found
 
 
-def _by_pair(found: list[Recommendation]) -> list[list[Recommendation]]:
-    groups: dict[tuple[object, ...], list[Recommendation]] = {}
-    for recommendation in found:
-        setup = recommendation.setup
-        key = (
-            setup.machine,
-            setup.target,
-            setup.draft,
-            setup.kind,
-            setup.temperature,
-            setup.build_digest,
-            setup.settings,
-            setup.generate_tokens,
-        )
-        groups.setdefault(key, []).append(recommendation)
-    return list(groups.values())
+def print_recommendations(found: Sequence[Recommendation]) -> None:
+    """Print one table per machine, pair, temperature and build."""
+    for subject in by_subject(found):
+        table = _table(subject, ["content", "use"], FIGURES)
+        for recommendation in subject.recommendations:
+            best = recommendation.best
+            figures = _figures(best) if best else ["-"] * len(FIGURES)
+            use = wording.verdict_text(recommendation)
+            table.add_row(recommendation.setup.category, use, *figures)
+        out.print(table)
 
 
-def _title(recommendation: Recommendation) -> str:
-    setup = recommendation.setup
-    pair = setup.target + (f" + {setup.draft}" if setup.draft else f" ({setup.kind})")
-    return (
-        f"{escape(setup.machine)} ({escape(setup.hardware)})\n{escape(pair)}, "
-        f"temperature {setup.temperature:g}, {setup.build}"
+def _table(subject: Subject, left: Sequence[str], right: Sequence[str]) -> Table:
+    setup = subject.setup
+    title = (
+        f"{setup.machine} ({setup.hardware})\n{wording.pair_label(setup)}\n"
+        f"temperature {wording.temperature_label(setup.temperature)}, {setup.build}"
     )
-
-
-def _table(title: str, left: list[str], right: list[str]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table = Table(
+        title=escape(title),
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        caption=CALIBRATION_NOTE if setup.is_calibration else None,
+        caption_justify="left",
+    )
     for column in left:
         table.add_column(column, no_wrap=True)
     for column in right:
@@ -115,53 +98,19 @@ def _table(title: str, left: list[str], right: list[str]) -> Table:
     return table
 
 
-def _print(table: Table, recommendation: Recommendation) -> None:
-    if recommendation.setup.is_calibration:
-        table.caption = CALIBRATION_NOTE
-        table.caption_justify = "left"
-    out.print(table)
-
-
-def _advice(recommendation: Recommendation) -> str:
-    if recommendation.verdict == "on" and recommendation.best:
-        others = ", ".join(str(point.speculation.n_max) for point in recommendation.as_good)
-        return f"K={recommendation.best.speculation.n_max}" + (f" (or {others})" if others else "")
-    if recommendation.verdict == "off":
-        return f"off: {recommendation.reason}"
-    return recommendation.reason
-
-
 def _figures(point: CurvePoint) -> list[str]:
-    interval = point.speedup
     return [
-        f"{interval.estimate:.2f}x" if interval else "-",
-        f"{interval.low:.2f}-{interval.high:.2f}" if interval else "too few prompts",
-        _number(point.acceptance_rate and point.acceptance_rate * 100, "{:.0f} %"),
-        _parity(point.parity),
+        wording.speedup_text(point.speedup),
+        wording.interval_text(point.speedup),
+        wording.percent_text(point.acceptance_rate),
+        wording.parity_text(point.parity),
     ]
 
 
 def _details(point: CurvePoint) -> list[str]:
     return [
         *_figures(point),
-        _number(point.tokens_per_round, "{:.2f}"),
-        _number(point.speculative_tok_s, "{:.1f}"),
-        _number(point.baseline_tok_s, "{:.1f}"),
+        wording.number_text(point.tokens_per_round, 2),
+        wording.number_text(point.speculative_tok_s),
+        wording.number_text(point.baseline_tok_s),
     ]
-
-
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else form.format(value)
-
-
-def _parity(counts: dict[str, int]) -> str:
-    compared = sum(count for finding, count in counts.items() if finding != Parity.NOT_COMPARED)
-    if not compared:
-        return "not compared"
-    exact = counts.get(Parity.EXACT, 0)
-    rest = ", ".join(
-        f"{counts[finding]} {finding}"
-        for finding in (Parity.NEAR_TIE, Parity.MISMATCH)
-        if counts.get(finding)
-    )
-    return f"{exact}/{compared}" + (f", {rest}" if rest else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ import typer
 
 from farm.cli.recommend import SweepOption, measured
 from farm.cli.session import open_session, out
-from farm.report.write import write_report
+from farm.report.bundle import write_report
 from farm.store.database import reading
 from farm.store.queries import machine_summaries
 
@@ -24,5 +25,11 @@ def report(
     found = measured(sweep)
     with reading(open_session().database()) as session:
         machines = machine_summaries(session)
-    for file in write_report(folder, found, title="specfarm report", machines=machines):
+    for file in write_report(
+        folder,
+        found,
+        title="specfarm report",
+        generated_at=datetime.now().astimezone(),
+        machines=machines,
+    ):
         out.print(str(file))
