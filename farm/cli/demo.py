@@ -26,8 +26,6 @@ from farm.services.submit import submit as store_plan
 from farm.store.database import reading
 from farm.store.queries import machine_summaries
 
-SHAPE = "demo"
-
 
 def demo(
     report: Annotated[Path, typer.Option(help="Folder for the report.", file_okay=False)] = Path(
@@ -44,7 +42,7 @@ def demo(
     broker_ran = session.embedded is None or session.embedded.answers()
     try:
         fleet.start(session, with_worker=True)
-        sweep_id = _submit(session, _write_sweep(session))
+        sweep_id = _submit(session, _write_sweep(session, shape, threads))
         err.print(f"measuring with llama.cpp; the worker's log is {session.home / 'worker.log'}")
         watch(session, sweep_id)
         _show(session, sweep_id, report)
@@ -55,18 +53,23 @@ def demo(
             err.print("broker: stopped")
 
 
-def _write_sweep(session: FarmSession) -> Path:
+def _write_sweep(session: FarmSession, shape: str, threads: int | None) -> Path:
     err.print("pair: making a calibration pair (random weights around a known next-token law)")
     with hashing_bar() as advance:
         folder = paths.cache() / "calibration"
         target, draft = make_pair(
-            SHAPE, "f16", folder, progress=lambda done, total: advance(folder, done, total)
+            shape, "f16", folder, progress=lambda done, total: advance(folder, done, total)
         )
     template = Template((paths.resource("configs") / "sweeps" / "demo.yaml").read_text())
     label = time.strftime("%Y-%m-%d %H:%M:%S")
     sweep = session.home / "demo.yaml"
     sweep.write_text(
-        template.substitute(target=_quoted(target), draft=_quoted(draft), label=_quoted(label))
+        template.substitute(
+            target=_quoted(target),
+            draft=_quoted(draft),
+            label=_quoted(label),
+            threads=threads or "null",
+        )
     )
     return sweep
 
