@@ -31,6 +31,12 @@ def demo(
     report: Annotated[Path, typer.Option(help="Folder for the report.", file_okay=False)] = Path(
         "reports/demo"
     ),
+    shape: Annotated[
+        str, typer.Option(help="The pair's shape; 'farm calibrate shapes' lists them.")
+    ] = "demo",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads to decode with; else the machine's own.")
+    ] = None,
 ) -> None:
     """Run everything once: broker, database, worker, a sweep over a calibration pair, advice.
 

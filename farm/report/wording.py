@@ -19,7 +19,7 @@ HOW_TO_READ = (
     "The range beside it is a 95 % interval over prompts, Bonferroni over the K tried: picking "
     "the best K of a curve keeps the promised 95 %.",
     "A K is recommended where its whole interval lies above 1; speculation is off where "
-    "the best K's does not, since a gain that is not proven is not worth a second model in memory.",
+    "no interval clears 1, since a gain that is not proven is not worth a second model in memory.",
     f"Under {MIN_PAIRS} prompts there is no interval and no advice.",
     "Parity compares the outputs at temperature 0. Exact: the same tokens. Near-tie: they part "
     "where the target's two best tokens are so close that rounding decides. Mismatch: they part "

@@ -29,8 +29,9 @@ class Candidate:
 class Advice:
     """The verdict over a set of candidates.
 
-    best: index of the candidate with the highest speedup among the lossless ones, also when the
-    verdict is OFF (it is what came closest); None where no candidate can be judged. as_good:
+    best: index of the candidate with the highest speedup among those proven to gain, or, with
+    the verdict OFF, among all lossless ones (it is what came closest); None where no candidate
+    can be judged. as_good:
     indices of candidates whose interval reaches the best's estimate. speedups: one simultaneous
     95 % interval per candidate, None where too few prompts.
     """
@@ -43,9 +44,10 @@ class Advice:
 
 
 def advise(candidates: Sequence[Candidate]) -> Advice:
-    """Pick the best candidate, and say off unless its interval lies above 1.
+    """Pick the best candidate whose interval lies above 1, and say off where there is none.
 
-    Candidates with hard mismatches are never picked: a faster wrong answer is no answer.
+    The intervals hold together, so looking at all of them and picking one is allowed. Candidates
+    with hard mismatches are never picked: a faster wrong answer is no answer.
     """
     judged = sum(len(candidate.log_speedups) >= MIN_PAIRS for candidate in candidates)
     speedups = tuple(
@@ -63,15 +65,16 @@ def advise(candidates: Sequence[Candidate]) -> Advice:
         return Advice(
             Verdict.UNDECIDED, None, (), speedups, f"fewer than {MIN_PAIRS} prompts measured"
         )
-    best = max(usable, key=lambda index: usable[index].estimate)
+    proven = [index for index in usable if usable[index].low > 1]
+    best = max(proven or usable, key=lambda index: usable[index].estimate)
     top = usable[best]
     as_good = tuple(
         index
         for index, interval in usable.items()
         if index != best and interval.high >= top.estimate
     )
-    if top.low > 1:
+    if proven:
         return Advice(Verdict.ON, best, as_good, speedups, "the interval lies above 1")
-    if top.high < 1:
+    if all(interval.high < 1 for interval in usable.values()):
         return Advice(Verdict.OFF, best, as_good, speedups, "every configuration is slower")
     return Advice(Verdict.OFF, best, as_good, speedups, "a gain is not proven")

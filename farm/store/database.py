@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, OperationalError
 from sqlalchemy.orm import Session
 
 from farm.errors import InfrastructureError, UserError
@@ -120,10 +120,14 @@ def writing(engine: Engine) -> Iterator[Session]:
 def _reachable(engine: Engine) -> Iterator[None]:
     try:
         yield
-    except OperationalError as error:
+    except DatabaseError as error:
+        if not isinstance(error, OperationalError) and "not a database" not in str(error):
+            raise
         text = str(error.orig).strip().splitlines()[0] if error.orig else str(error)
         if "no such table" in text:
             advice = "run 'farm db upgrade'"
+        elif "not a database" in text:
+            advice = "point FARM_DATABASE_URL to another file, or move this one away"
         elif "full" in text:
             advice = "free some disk space and try again; nothing was half-written"
         else:

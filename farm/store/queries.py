@@ -155,6 +155,7 @@ class JobSummary:
     error_kind: str | None
     error_message: str | None
     samples: int
+    is_calibration: bool
 
 
 def job_summaries(
@@ -191,6 +192,7 @@ def job_summaries(
             JobRow.error_kind,
             JobRow.error_message,
             samples,
+            target.is_calibration,
         )
         .join(target, target.digest == JobRow.target_digest)
         .outerjoin(draft, draft.digest == JobRow.draft_digest)
