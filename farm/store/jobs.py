@@ -195,13 +195,19 @@ def reap(session: Session) -> list[int]:
 
 def cancel(session: Session, job_ids: Sequence[int]) -> int:
     """Cancel jobs that are not final; a running one's worker notices at its next heartbeat."""
-    return _rowcount(
-        session.execute(
-            update(JobRow)
-            .where(JobRow.id.in_(job_ids), JobRow.state.in_([JobState.QUEUED, JobState.LEASED]))
-            .values(state=JobState.CANCELLED, finished_at=now(), lease_expires_at=None)
-        )
+    cancelled = session.scalars(
+        update(JobRow)
+        .where(JobRow.id.in_(job_ids), JobRow.state.in_([JobState.QUEUED, JobState.LEASED]))
+        .values(state=JobState.CANCELLED, finished_at=now(), lease_expires_at=None)
+        .returning(JobRow.id)
+        .execution_options(synchronize_session=False)
+    ).all()
+    session.execute(
+        update(AttemptRow)
+        .where(AttemptRow.job_id.in_(cancelled), AttemptRow.ended_at.is_(None))
+        .values(ended_at=now(), outcome="cancelled")
     )
+    return len(cancelled)
 
 
 def requeue(session: Session, job_ids: Sequence[int]) -> int:
