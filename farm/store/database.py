@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
@@ -16,6 +16,10 @@ from farm.errors import InfrastructureError, UserError
 
 SQLITE_BUSY_TIMEOUT_MS = 30_000
 NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "afpfs"}
+# SQLite takes 32,766 values in one statement, PostgreSQL 65,535.
+VALUES_PER_STATEMENT = 30_000
+
+T = TypeVar("T")
 
 
 def open_database(url: str) -> Engine:
@@ -96,6 +100,12 @@ def _begin_sqlite(connection: Connection) -> None:
     # since, whatever the busy timeout: it must take the write lock at the start.
     writes = connection.get_execution_options().get("writes", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def portions(values: Sequence[T]) -> Iterator[Sequence[T]]:
+    """Yield values in portions that one statement can name."""
+    for start in range(0, len(values), VALUES_PER_STATEMENT):
+        yield values[start : start + VALUES_PER_STATEMENT]
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session
 
 from farm.domain.job import JobSpec, JobState
 from farm.store.clock import now
+from farm.store.database import portions
 from farm.store.schema import AttemptRow, JobRow
 
 LEASE_SECONDS = 90.0
@@ -238,7 +239,8 @@ def unrung(session: Session) -> list[tuple[int, str]]:
 
 def mark_rung(session: Session, job_ids: Sequence[int]) -> None:
     """Note that the doorbell of these jobs was rung just now."""
-    session.execute(update(JobRow).where(JobRow.id.in_(job_ids)).values(rung_at=now()))
+    for some in portions(job_ids):
+        session.execute(update(JobRow).where(JobRow.id.in_(some)).values(rung_at=now()))
 
 
 def _due() -> ColumnElement[bool]:
