@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, OperationalError
 from sqlalchemy.orm import Session
 
 from farm.errors import InfrastructureError, UserError
@@ -30,7 +30,7 @@ def open_database(url: str) -> Engine:
     """
     try:
         parsed = make_url(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):
         raise UserError(
             "The database URL can't be read; use sqlite:///path/to/farm.db or "
             "postgresql://user@host/name in FARM_DATABASE_URL."
@@ -42,6 +42,8 @@ def open_database(url: str) -> Engine:
             "postgresql://... for a fleet."
         )
     if backend == "sqlite":
+        if parsed.get_driver_name() != "pysqlite":
+            raise UserError("SQLite is used with Python's own driver; write sqlite:///path.")
         return _open_sqlite(url, parsed.database)
     try:
         return create_engine(url, pool_pre_ping=True)
@@ -130,7 +132,10 @@ def writing(engine: Engine) -> Iterator[Session]:
 def _reachable(engine: Engine) -> Iterator[None]:
     try:
         yield
-    except OperationalError as error:
+    except DatabaseError as error:
+        # A file that is no database, or a broken one, comes as the base class itself.
+        if type(error) not in (OperationalError, DatabaseError):
+            raise
         text = str(error.orig).strip().splitlines()[0] if error.orig else str(error)
         if "no such table" in text:
             advice = "run 'farm db upgrade'"
