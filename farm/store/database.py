@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
@@ -16,6 +16,10 @@ from farm.errors import InfrastructureError, UserError
 
 SQLITE_BUSY_TIMEOUT_MS = 30_000
 NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "afpfs"}
+# SQLite takes 32,766 values in one statement, PostgreSQL 65,535.
+VALUES_PER_STATEMENT = 30_000
+
+T = TypeVar("T")
 
 
 def open_database(url: str) -> Engine:
@@ -26,7 +30,7 @@ def open_database(url: str) -> Engine:
     """
     try:
         parsed = make_url(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):
         raise UserError(
             "The database URL can't be read; use sqlite:///path/to/farm.db or "
             "postgresql://user@host/name in FARM_DATABASE_URL."
@@ -38,6 +42,8 @@ def open_database(url: str) -> Engine:
             "postgresql://... for a fleet."
         )
     if backend == "sqlite":
+        if parsed.get_driver_name() != "pysqlite":
+            raise UserError("SQLite is used with Python's own driver; write sqlite:///path.")
         return _open_sqlite(url, parsed.database)
     try:
         return create_engine(url, pool_pre_ping=True)
@@ -98,6 +104,12 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
+def portions(values: Sequence[T]) -> Iterator[Sequence[T]]:
+    """Yield values in portions that one statement can name."""
+    for start in range(0, len(values), VALUES_PER_STATEMENT):
+        yield values[start : start + VALUES_PER_STATEMENT]
+
+
 @contextmanager
 def reading(engine: Engine) -> Iterator[Session]:
     """Open a session for queries; nothing it does is committed."""
@@ -121,7 +133,8 @@ def _reachable(engine: Engine) -> Iterator[None]:
     try:
         yield
     except DatabaseError as error:
-        if not isinstance(error, OperationalError) and "not a database" not in str(error):
+        # A file that is no database, or a broken one, comes as the base class itself.
+        if type(error) not in (OperationalError, DatabaseError):
             raise
         text = str(error.orig).strip().splitlines()[0] if error.orig else str(error)
         if "no such table" in text:

@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session
 
 from farm.domain.job import JobSpec, JobState
 from farm.store.clock import now
+from farm.store.database import portions
 from farm.store.schema import AttemptRow, JobRow
 
 LEASE_SECONDS = 90.0
@@ -195,13 +196,19 @@ def reap(session: Session) -> list[int]:
 
 def cancel(session: Session, job_ids: Sequence[int]) -> int:
     """Cancel jobs that are not final; a running one's worker notices at its next heartbeat."""
-    return _rowcount(
-        session.execute(
-            update(JobRow)
-            .where(JobRow.id.in_(job_ids), JobRow.state.in_([JobState.QUEUED, JobState.LEASED]))
-            .values(state=JobState.CANCELLED, finished_at=now(), lease_expires_at=None)
-        )
+    cancelled = session.scalars(
+        update(JobRow)
+        .where(JobRow.id.in_(job_ids), JobRow.state.in_([JobState.QUEUED, JobState.LEASED]))
+        .values(state=JobState.CANCELLED, finished_at=now(), lease_expires_at=None)
+        .returning(JobRow.id)
+        .execution_options(synchronize_session=False)
+    ).all()
+    session.execute(
+        update(AttemptRow)
+        .where(AttemptRow.job_id.in_(cancelled), AttemptRow.ended_at.is_(None))
+        .values(ended_at=now(), outcome="cancelled")
     )
+    return len(cancelled)
 
 
 def requeue(session: Session, job_ids: Sequence[int]) -> int:
@@ -232,7 +239,8 @@ def unrung(session: Session) -> list[tuple[int, str]]:
 
 def mark_rung(session: Session, job_ids: Sequence[int]) -> None:
     """Note that the doorbell of these jobs was rung just now."""
-    session.execute(update(JobRow).where(JobRow.id.in_(job_ids)).values(rung_at=now()))
+    for some in portions(job_ids):
+        session.execute(update(JobRow).where(JobRow.id.in_(some)).values(rung_at=now()))
 
 
 def _due() -> ColumnElement[bool]:

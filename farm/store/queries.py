@@ -11,6 +11,7 @@ from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session, aliased
 
 from farm.domain.job import JobSpec, JobState
+from farm.store.database import portions
 from farm.store.schema import (
     AttemptRow,
     HardwareProfileRow,
@@ -95,8 +96,11 @@ def measured_samples(
 
 def job_specs(session: Session, job_ids: Sequence[int]) -> dict[int, JobSpec]:
     """Return the specs of the given jobs by id."""
-    rows = session.execute(select(JobRow.id, JobRow.spec).where(JobRow.id.in_(job_ids)))
-    return {row.id: JobSpec.from_payload(row.spec) for row in rows}
+    return {
+        row.id: JobSpec.from_payload(row.spec)
+        for some in portions(job_ids)
+        for row in session.execute(select(JobRow.id, JobRow.spec).where(JobRow.id.in_(some)))
+    }
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import pytest
+from sample_farm import add_machine, contents, queue_jobs, spec
+from sqlalchemy import Engine, inspect, text
+
+from farm.errors import InfrastructureError
+from farm.store.database import writing
+from farm.store.migrate import current, differences, head, require_head, upgrade
+from farm.store.schema import Base
+
+
+def set_revision(engine: Engine, revision: str) -> None:
+    with writing(engine) as session:
+        session.execute(text("UPDATE alembic_version SET version_num = :to"), {"to": revision})
+
+
+class TestUpgrade:
+    def test_makes_every_table_from_nothing(self, empty_database: Engine) -> None:
+        assert current(empty_database) is None
+
+        assert upgrade(empty_database) == (None, head())
+
+        made = set(inspect(empty_database).get_table_names())
+        assert made == {*Base.metadata.tables, "alembic_version"}
+        assert current(empty_database) == head()
+
+    def test_makes_the_tables_that_the_code_declares(self, empty_database: Engine) -> None:
+        upgrade(empty_database)
+
+        assert differences(empty_database) == []
+
+    def test_makes_the_indexes_that_the_code_declares(self, empty_database: Engine) -> None:
+        upgrade(empty_database)
+
+        found = {index["name"] for index in inspect(empty_database).get_indexes("job")}
+        assert {index.name for index in Base.metadata.tables["job"].indexes} <= found
+
+    def test_a_second_time_does_nothing(self, database: Engine) -> None:
+        queue_jobs(database, [spec()])
+        add_machine(database)
+        before = contents(database)
+
+        assert upgrade(database) == (head(), head())
+
+        assert contents(database) == before
+
+    def test_refuses_the_database_of_a_newer_farm(self, database: Engine) -> None:
+        set_revision(database, "9999")
+
+        with pytest.raises(InfrastructureError, match=r"9999.*newer farm.*Update specfarm"):
+            upgrade(database)
+
+        assert current(database) == "9999"
+
+
+class TestRequireHead:
+    def test_accepts_this_farms_own_tables(self, database: Engine) -> None:
+        require_head(database)
+
+    def test_says_what_to_run_on_an_empty_database(self, empty_database: Engine) -> None:
+        with pytest.raises(InfrastructureError, match=r"no tables yet.*'farm db upgrade'"):
+            require_head(empty_database)
+
+    def test_says_what_to_run_at_another_migration(self, database: Engine) -> None:
+        set_revision(database, "9999")
+
+        with pytest.raises(InfrastructureError, match=r"at migration 9999.*'farm db upgrade'"):
+            require_head(database)
+
+    def test_shows_no_password(self, empty_database: Engine) -> None:
+        with pytest.raises(InfrastructureError) as caught:
+            require_head(empty_database)
+
+        assert "postgres:@" not in str(caught.value)
+
+
+class TestDifferences:
+    def test_names_a_column_that_is_not_there(self, database: Engine) -> None:
+        with writing(database) as session:
+            session.execute(text("ALTER TABLE job DROP COLUMN error_message"))
+
+        (found,) = differences(database)
+
+        assert "error_message" in found
+
+    def test_names_a_table_that_should_not_be_there(self, database: Engine) -> None:
+        with writing(database) as session:
+            session.execute(text("CREATE TABLE stray (id INTEGER PRIMARY KEY)"))
+
+        (found,) = differences(database)
+
+        assert "stray" in found
