@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import psutil
-from farm.gguf.identity import digest_of
-from farm.gguf.memory import memory_need_bytes
 
 from farm.domain.job import JobSpec, ModelRef
 from farm.errors import BenchmarkError, UserError
 from farm.gguf.header import read_header
+from farm.gguf.identity import digest_of
+from farm.gguf.memory import memory_need_bytes
 
 GIB = 1024**3
 
