@@ -35,7 +35,8 @@ class ModelDrafter:
 
     Drafting stops early where the draft's best token has less than p_min among its ten best, as
     llama.cpp does. The test looks at the best token and never at the one drawn: judging the drawn
-    one would bend the law it was drawn from.
+    one would bend the law it was drawn from. So would throwing drawn tokens away because of what
+    follows them: n_min discards greedy drafts only, and keeps drawn ones however few they are.
     """
 
     def __init__(
@@ -54,8 +55,10 @@ class ModelDrafter:
             self._context.prefill(prompt[:-1])
 
     def propose(self, tokens: list[int], n_max: int) -> Proposal:
-        """Draft step by step; fewer than n_min tokens count as none."""
+        """Draft step by step; fewer than n_min greedy tokens count as none."""
         proposal = Proposal()
+        if n_max < self._n_min:
+            return proposal
         fed = tokens[self._context.length :]
         while len(proposal.tokens) < n_max:
             # A draft may know up to 128 tokens more than its target, which could not read them.
@@ -66,7 +69,8 @@ class ModelDrafter:
             proposal.tokens.append(token)
             proposal.laws.append(law)
             fed = [token]
-        return proposal if len(proposal.tokens) >= self._n_min else Proposal()
+        enough = self._rule.drafts_law or len(proposal.tokens) >= self._n_min
+        return proposal if enough else Proposal()
 
     def keep(self, length: int) -> None:
         """Drop rejected tokens from the draft's cache."""
