@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from importlib import import_module
 from typing import Any
@@ -84,6 +85,8 @@ def farm(
 
 def main() -> None:
     """Run the command line; a known error is one sentence on stderr and its exit code."""
+    # As with Ctrl-C: what a command started, its `finally` stops.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         app()
     except SpecfarmError as error:

@@ -15,7 +15,7 @@ from farm.cli import fleet
 from farm.cli.recommend import print_recommendations
 from farm.cli.session import FarmSession, err, hashing_bar, open_session, out, plan_with_progress
 from farm.cli.status import watch
-from farm.errors import BenchmarkError
+from farm.errors import BenchmarkError, InfrastructureError
 from farm.gguf.calibration import make_pair
 from farm.queue.doorbell import ring_due
 from farm.report.bundle import write_report
@@ -50,7 +50,7 @@ def demo(
         fleet.start(session, with_worker=True)
         sweep_id = _submit(session, _write_sweep(session, shape, threads))
         err.print(f"measuring with llama.cpp; the worker's log is {session.home / 'worker.log'}")
-        watch(session, sweep_id)
+        watch(session, sweep_id, lambda: _require_worker(session))
         _show(session, sweep_id, report)
     finally:
         if not worker_ran and Background(session.home, "worker").stop():
@@ -90,6 +90,12 @@ def _submit(session: FarmSession, sweep: Path) -> int:
     err.print(f"sweep {submission.sweep_id}: {submission.total} jobs from {sweep}")
     ring_due(database, session.celery())
     return submission.sweep_id
+
+
+def _require_worker(session: FarmSession) -> None:
+    worker = Background(session.home, "worker")
+    if worker.pid is None:
+        raise InfrastructureError(f"The worker ended; {worker.log} says why.")
 
 
 def _show(session: FarmSession, sweep_id: int, report: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -66,12 +67,18 @@ def cancel(sweep: Annotated[int, typer.Argument(help="A sweep's number.")]) -> N
     out.print(f"sweep {sweep}: {count} jobs cancelled")
 
 
-def watch(session: FarmSession, sweep: int | None) -> None:
-    """Show progress until every job is final, live on a terminal, else a line per change."""
+def watch(
+    session: FarmSession, sweep: int | None, each_poll: Callable[[], None] = lambda: None
+) -> None:
+    """Show progress until every job is final, live on a terminal, else a line per change.
+
+    each_poll may raise to stop a wait that would never end.
+    """
     if is_interactive():
         with Live(console=err, refresh_per_second=4) as live:
             while not _finished(statuses := _statuses(session, sweep)):
                 live.update(_bars(statuses))
+                each_poll()
                 time.sleep(POLL_SECONDS)
             live.update(_bars(statuses))
         return
@@ -84,6 +91,7 @@ def watch(session: FarmSession, sweep: int | None) -> None:
             last = line
         if _finished(statuses):
             return
+        each_poll()
         time.sleep(POLL_SECONDS)
 
 
