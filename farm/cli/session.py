@@ -83,7 +83,7 @@ def hashing_bar() -> Iterator[Any]:
         DownloadColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=err, transient=True) as bars:
+    with Progress(*columns, console=err, transient=True, disable=not is_interactive()) as bars:
         tasks: dict[Path, Any] = {}
 
         def advance(path: Path, done: int, total: int) -> None:
