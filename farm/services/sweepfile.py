@@ -121,6 +121,14 @@ class SweepFile(_Strict):
     engine: Literal["in-process"] = "in-process"
     build: str = INSTALLED
 
+    @model_validator(mode="after")
+    def _n_min_fits_k(self) -> SweepFile:
+        if self.n_min > min(self.k):
+            raise ValueError(
+                f"n_min {self.n_min} is above k {min(self.k)}, which never drafts so many"
+            )
+        return self
+
 
 def load_sweep(path: Path) -> tuple[SweepFile, str]:
     """Return a sweep file's content, checked, and its text.
