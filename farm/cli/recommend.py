@@ -84,8 +84,8 @@ def _by_pair(found: list[Recommendation]) -> list[list[Recommendation]]:
         setup = recommendation.setup
         key = (
             setup.machine,
-            setup.target,
-            setup.draft,
+            setup.target_digest,
+            setup.draft_digest,
             setup.kind,
             setup.temperature,
             setup.build_digest,
