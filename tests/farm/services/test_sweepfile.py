@@ -163,6 +163,7 @@ BAD = {
     "range of seeds": (f"{GOOD}seeds: {{from: 1, to: 3}}\n", "6:8", ["seeds.0: "]),
     "machine of no kind": (f"{GOOD}machines: [any, kind:tpu]\n", "6:17", ["'kind:tpu'"]),
     "machine without prefix": (f"{GOOD}machines: bench-1\n", "6:11", ["'bench-1'"]),
+    "n_min above k": (f"{GOOD}n_min: 3\n", "1:1", ["n_min 3 is above k 2"]),
     "p_min above 1": (f"{GOOD}p_min: [0.5, 1.5]\n", "6:14", ["p_min.1: ", "(it is 1.5)"]),
     "temperature that is no number": (f"{GOOD}temperatures: .nan\n", "6:15", ["temperatures.0"]),
     "negative temperature": (f"{GOOD}temperatures: -0.5\n", "6:15", ["(it is -0.5)"]),
