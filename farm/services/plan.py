@@ -72,7 +72,7 @@ def plan_sweep(path: Path, progress: Progress | None = None) -> Plan:
     chosen = _choose_prompts(sweep, prompt_set)
     models: dict[str, PlannedModel] = {}
     refusals: list[Refusal] = []
-    jobs: list[JobSpec] = []
+    jobs: dict[str, JobSpec] = {}
     need_bytes: dict[str, int] = {}
     for entry in sweep.pairs:
         target = _model(entry.target, path.parent, progress)
@@ -85,18 +85,18 @@ def plan_sweep(path: Path, progress: Progress | None = None) -> Plan:
                     continue
                 models[draft.ref.digest] = draft
             for job in _cells(sweep, entry, target, draft, chosen):
-                jobs.append(job)
+                jobs[job.key] = job
+                if len(jobs) > MAX_JOBS:
+                    raise UserError(
+                        f"{path} expands to more than {MAX_JOBS} jobs, the most for one sweep; "
+                        "split it. Nothing was submitted."
+                    )
                 if job.pair_key not in need_bytes:
                     need_bytes[job.pair_key] = _need(job.settings, target, draft)
-    if len(jobs) > MAX_JOBS:
-        raise UserError(
-            f"{path} expands to {len(jobs)} jobs and {MAX_JOBS} is the most for one sweep; split "
-            "it. Nothing was submitted."
-        )
     return Plan(
         name=sweep.name,
         source=source,
-        jobs=tuple({job.key: job for job in jobs}.values()),
+        jobs=tuple(jobs.values()),
         models=models,
         prompt_set=prompt_set,
         prompts=tuple(prompt for prompts in chosen.values() for prompt in prompts),

@@ -23,7 +23,10 @@ CALIBRATION_NOTE = "calibration pair: a known law at a real shape's cost, not a 
 
 @dataclass(frozen=True)
 class Setup:
-    """What is held fixed within one recommendation: samples of different setups never mix."""
+    """What is held fixed within one recommendation: samples of different setups never mix.
+
+    Models count by digest: files of equal names in two folders are two models.
+    """
 
     machine: str
     hardware: str
@@ -38,6 +41,8 @@ class Setup:
     build_digest: str | None
     settings: Settings
     generate_tokens: int
+    target_digest: str = ""
+    draft_digest: str | None = None
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,8 @@ def _setup(sample: MeasuredSample, spec: JobSpec) -> Setup:
         build_digest=sample.build_digest,
         settings=spec.settings,
         generate_tokens=spec.generate_tokens,
+        target_digest=spec.target.digest,
+        draft_digest=spec.draft.digest if spec.draft else None,
     )
 
 

@@ -48,8 +48,8 @@ def _spelled_out(value: Any) -> Any:
         raise ValueError("a range has the keys from, to and, if you like, step")
     if not all(type(number) is int for number in numbers.values()) or numbers["step"] < 1:
         raise ValueError("from, to and step are whole numbers and step is at least 1")
-    if numbers["to"] > K_MAX:
-        raise ValueError(f"to is at most {K_MAX}")
+    if not 1 <= numbers["from"] <= numbers["to"] <= K_MAX:
+        raise ValueError(f"a range goes up from 1 or more to {K_MAX} or less")
     return list(range(numbers["from"], numbers["to"] + 1, numbers["step"]))
 
 
@@ -121,6 +121,14 @@ class SweepFile(_Strict):
     engine: Literal["in-process"] = "in-process"
     build: str = INSTALLED
 
+    @model_validator(mode="after")
+    def _n_min_fits_k(self) -> SweepFile:
+        if self.n_min > min(self.k):
+            raise ValueError(
+                f"n_min {self.n_min} is above k {min(self.k)}, which never drafts so many"
+            )
+        return self
+
 
 def load_sweep(path: Path) -> tuple[SweepFile, str]:
     """Return a sweep file's content, checked, and its text.
@@ -137,20 +145,7 @@ def load_sweep(path: Path) -> tuple[SweepFile, str]:
         raise UserError(f"{path} is a folder; name a sweep file in it.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} can't be read as text: {error}.") from None
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        content = yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        raise UserError(f"{path}{where}: not valid YAML: {error.problem}.") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {error}.") from None
-    if not isinstance(root, yaml.MappingNode):
-        raise UserError(
-            f"{path}:1:1: a sweep is a mapping of keys; 'farm submit --example' prints one."
-        )
-    _refuse_repeated_keys(path, root)
+    root, content = _parse(path, text)
     try:
         return SweepFile.model_validate(content), text
     except ValidationError as error:
@@ -158,9 +153,32 @@ def load_sweep(path: Path) -> tuple[SweepFile, str]:
         raise UserError("\n".join(dict.fromkeys(lines)) + "\nNothing was submitted.") from None
 
 
+def _parse(path: Path, text: str) -> tuple[yaml.Node, Any]:
+    """Return the sweep's YAML nodes, which know their lines, and its content."""
+    root = None
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        if not isinstance(root, yaml.MappingNode):
+            raise UserError(
+                f"{path}:1:1: a sweep is a mapping of keys; 'farm submit --example' prints one."
+            )
+        _refuse_repeated_keys(path, root)
+        return root, yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        raise UserError(f"{path}{where}: not valid YAML: {error.problem}.") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}.") from None
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply for a sweep.") from None
+    except (ValueError, OverflowError) as error:
+        # A date that no calendar has, a number of thousands of digits, an escape beyond Unicode.
+        raise UserError(f"{_where_unreadable(path, root)}: not valid YAML: {error}.") from None
+
+
 def _describe(path: Path, root: yaml.Node, problem: Any) -> str:
-    # Tags that pydantic adds for "None or a list" are no keys of the file.
-    steps = [step for step in problem["loc"] if not str(step).startswith(("function-", "list["))]
+    steps = problem["loc"]
     kind, key = problem["type"], ".".join(str(step) for step in steps)
     if kind == "extra_forbidden":
         mark = _mark(root, steps, of_key=True)
@@ -170,7 +188,7 @@ def _describe(path: Path, root: yaml.Node, problem: Any) -> str:
         mark = _mark(root, steps[:-1])
         what = f"'{steps[-1]}' is missing"
     else:
-        mark = _mark(root, steps)
+        mark = _mark(root, steps, of_key=kind == "invalid_key")
         message = problem["msg"].removeprefix("Value error, ")
         given = problem["input"]
         shown = f" (it is {given!r})" if isinstance(given, str | int | float) else ""
@@ -188,7 +206,7 @@ def _mark(node: yaml.Node, steps: Sequence[Any], *, of_key: bool = False) -> yam
     mark = node.start_mark
     for step in steps:
         if isinstance(node, yaml.MappingNode):
-            found = next((pair for pair in node.value if pair[0].value == step), None)
+            found = next((pair for pair in node.value if pair[0].value == str(step)), None)
             if found is None:
                 break
             key_node, node = found
@@ -203,10 +221,34 @@ def _mark(node: yaml.Node, steps: Sequence[Any], *, of_key: bool = False) -> yam
     return mark
 
 
-def _refuse_repeated_keys(path: Path, node: yaml.Node) -> None:
+def _where_unreadable(path: Path, root: yaml.Node | None) -> str:
+    """Return file, line and column of the scalar that Python's types can't hold, if known."""
+    waiting = [root] if root else []
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, yaml.MappingNode):
+            waiting += [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+        else:
+            try:
+                yaml.SafeLoader("").construct_object(node)
+            except ValueError:
+                return f"{path}:{node.start_mark.line + 1}:{node.start_mark.column + 1}"
+    return str(path)
+
+
+def _refuse_repeated_keys(path: Path, node: yaml.Node, above: tuple[yaml.Node, ...] = ()) -> None:
+    if any(node is one for one in above):
+        mark = node.start_mark
+        raise UserError(
+            f"{path}:{mark.line + 1}:{mark.column + 1}: an alias inside its own anchor."
+        )
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
             if key.value in seen:
                 mark = key.start_mark
                 raise UserError(
@@ -214,7 +256,7 @@ def _refuse_repeated_keys(path: Path, node: yaml.Node) -> None:
                     "twice; keep one.\nNothing was submitted."
                 )
             seen.add(key.value)
-            _refuse_repeated_keys(path, value)
+            _refuse_repeated_keys(path, value, (*above, node))
     elif isinstance(node, yaml.SequenceNode):
         for value in node.value:
-            _refuse_repeated_keys(path, value)
+            _refuse_repeated_keys(path, value, (*above, node))

@@ -250,7 +250,9 @@ def decode_speeds(session: Session, target_digests: Sequence[str]) -> dict[str, 
     rows = session.execute(
         select(
             JobRow.target_digest,
-            func.sum(SampleRow.generated_tokens - 1) / func.sum(SampleRow.decode_ms) * 1000.0,
+            func.sum(SampleRow.generated_tokens - 1)
+            / func.nullif(func.sum(SampleRow.decode_ms), 0.0)
+            * 1000.0,
         )
         .join(SampleRow, SampleRow.job_id == JobRow.id)
         .where(
