@@ -25,9 +25,20 @@ def soon() -> float:
 
 
 @pytest.fixture
-def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
+def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lose no time on children that are known to outlive any grace."""
+    monkeypatch.setattr(child_module, "END_GRACE_S", 0.1)
+
+
+@pytest.fixture
+def long_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give children that end by themselves all the time they take."""
+    monkeypatch.setattr(child_module, "END_GRACE_S", PATIENCE_S)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
     """Return a starter of Python programs; all of them are ended afterwards."""
-    monkeypatch.setattr(child_module, "END_GRACE_S", 0.2)
     children: list[Child] = []
 
     def run(program: str) -> Child:
@@ -151,7 +162,9 @@ def test_a_child_that_dies_in_the_middle_of_a_message_crashed_and_wrote_no_garba
 
 
 @pytest.mark.parametrize("program", ["os.close(1)", "os.close(1); os.close(0)"])
-def test_a_child_that_closes_its_output_and_lives_on_is_ended(start: Start, program: str):
+def test_a_child_that_closes_its_output_and_lives_on_is_ended(
+    start: Start, short_grace: None, program: str
+):
     child = start(f"{program}; time.sleep(600)")
 
     with pytest.raises(BenchmarkError, match="closed its pipes") as caught:
@@ -183,7 +196,7 @@ while True:
 
 
 @pytest.mark.parametrize("how", ["end", "kill"])
-def test_a_hanging_child_is_ended_with_its_whole_group(start: Start, how: str):
+def test_a_hanging_child_is_ended_with_its_whole_group(start: Start, short_grace: None, how: str):
     child = start(FAMILY)
     grandchild = receive(child)["pid"]
     assert psutil.pid_exists(grandchild)
@@ -204,10 +217,10 @@ def test_a_crashed_childs_orphans_are_ended_too(start: Start):
     assert wait_gone(grandchild)
 
 
-def test_a_child_that_listens_ends_by_itself_when_its_input_closes(start: Start, tmp_path: Path):
+def test_a_child_that_listens_ends_by_itself_when_its_input_closes(
+    start: Start, long_grace: None, tmp_path: Path
+):
     child = start(f"sys.stdin.read(); open({str(tmp_path / 'clean')!r}, 'w').close()")
-    # Its own exit needs no signal, so it can be given all the time it takes.
-    child_module.END_GRACE_S = PATIENCE_S
 
     child.end()
 
