@@ -5,13 +5,13 @@ from __future__ import annotations
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, event, select, text
+from sqlalchemy import Engine, event, select
 
 from farm.domain.hardware import Hardware, Machine, MachineKind
 from farm.domain.job import JobState
@@ -133,9 +133,10 @@ class SmallFarm:
             ]
 
     def sql(self, statement: str) -> None:
-        """Change the database behind the worker's back."""
-        with writing(self.database) as session:
-            session.execute(text(statement))
+        """Change the database behind the worker's back, waiting for its locks."""
+        path = self.folder / "farm.db"
+        with closing(sqlite3.connect(path, isolation_level=None, timeout=60)) as other:
+            other.execute(statement)
 
     @property
     def spooled(self) -> list[Path]:
