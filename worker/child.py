@@ -69,7 +69,8 @@ class Child:
             line = self._lines.get(timeout=max(deadline - time.monotonic(), 0.0))
         except queue.Empty:
             return None
-        if line is None:
+        # A line without an end is the last thing a dying child wrote.
+        if line is None or not line.endswith(b"\n"):
             raise self._gone()
         try:
             message = json.loads(line)
@@ -113,7 +114,13 @@ class Child:
         self._lines.put(None)
 
     def _gone(self) -> BenchmarkError:
-        status = self._process.wait()
+        try:
+            status = self._process.wait(END_GRACE_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return BenchmarkError(
+                "crashed", "The benchmark child closed its pipes without ending, and was ended."
+            )
         if status == -signal.SIGKILL:
             # Nobody here kills a child that is being listened to: the kernel did.
             return BenchmarkError(

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import glob
 from pathlib import Path
-
-import psutil
 
 from farm.domain.job import JobSpec, ModelRef
 from farm.errors import BenchmarkError, UserError
 from farm.gguf.header import read_header
 from farm.gguf.identity import digest_of
 from farm.gguf.memory import memory_need_bytes
+from worker.probe.memory import available_memory_bytes
 
 GIB = 1024**3
 
@@ -23,7 +23,7 @@ def locate(model: ModelRef, models_folder: Path | None) -> Path:
     """
     candidates = [Path(model.path)]
     if models_folder is not None:
-        candidates += sorted(models_folder.rglob(Path(model.path).name))
+        candidates += sorted(models_folder.rglob(glob.escape(Path(model.path).name)))
     present = [path for path in candidates if path.is_file()]
     for path in present:
         if digest_of(path) == model.digest:
@@ -55,9 +55,9 @@ def require_memory(spec: JobSpec, target: Path, draft: Path | None) -> None:
         )
     except UserError as error:
         raise BenchmarkError("load-failed", str(error)) from None
-    available = psutil.virtual_memory().available
+    available = available_memory_bytes()
     offloads = settings.gpu_layers is not None and settings.gpu_layers != 0
-    if need > available and not offloads:
+    if available is not None and need > available and not offloads:
         raise BenchmarkError(
             "too-little-memory",
             f"The pair needs about {need / GIB:.1f} GiB and {available / GIB:.1f} GiB are free; "

@@ -9,7 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, select
+from sqlalchemy.orm import Session
 
 from farm.domain.job import Arm
 from farm.domain.measurement import Parity, Sample
@@ -17,8 +18,10 @@ from farm.errors import InfrastructureError
 from farm.store.database import writing
 from farm.store.jobs import Claim
 from farm.store.results import add_late_samples, add_samples
+from farm.store.schema import AttemptRow, JobRow
 
 RETRY_PAUSE_S = 2.0
+KEY_DIGITS = 16
 
 log = logging.getLogger(__name__)
 
@@ -28,12 +31,18 @@ class Spool:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._claim: Claim | None = None
         self._waiting: list[Sample] = []
 
     def keep(self, claim: Claim, sample: Sample) -> None:
-        """Append a sample to the attempt's file."""
+        """Append a sample to the attempt's file.
+
+        What an earlier attempt left waiting stays in its own file, for `replay`.
+        """
+        if claim != self._claim:
+            self._claim, self._waiting = claim, []
         self._folder.mkdir(parents=True, exist_ok=True)
-        with self._file(claim.job_id, claim.epoch).open("a") as file:
+        with self._file(claim).open("a") as file:
             file.write(json.dumps(asdict(sample)) + "\n")
         self._waiting.append(sample)
 
@@ -44,14 +53,15 @@ class Spool:
         past a patience above 0 its InfrastructureError is raised.
         """
         give_up = time.monotonic() + patience_s
+        waiting = self._waiting if claim == self._claim else []
         while True:
             try:
                 with writing(database) as session:
-                    held = add_samples(session, claim, self._waiting)
-                self._waiting.clear()
+                    held = add_samples(session, claim, waiting)
+                waiting.clear()
                 return held
             except InfrastructureError as error:
-                log.warning("%d samples wait on disk: %s", len(self._waiting), error)
+                log.warning("%d samples wait on disk: %s", len(waiting), error)
                 if patience_s <= 0:
                     return True
                 if time.monotonic() >= give_up:
@@ -61,26 +71,43 @@ class Spool:
     def forget(self, claim: Claim) -> None:
         """Remove a finished attempt's file."""
         self._waiting.clear()
-        self._file(claim.job_id, claim.epoch).unlink(missing_ok=True)
+        self._file(claim).unlink(missing_ok=True)
 
     def replay(self, database: Engine) -> int:
         """Store what earlier attempts left on disk, under those attempts; return how many.
 
-        Their jobs may have run again since: the attempt's epoch keeps the samples apart.
+        Their jobs may have run again since: the attempt's epoch keeps the samples apart. Job ids
+        mean nothing in another database than the one that gave them: such files are set aside.
         """
         self._waiting.clear()
         replayed = 0
         for file in sorted(self._folder.glob("*.jsonl")):
-            job_id, epoch = map(int, file.stem.split("-"))
             samples = [_sample(line) for line in file.read_text().splitlines() if _whole(line)]
             with writing(database) as session:
-                add_late_samples(session, job_id, epoch, samples)
+                attempt = _attempt_of(session, file.stem)
+                if attempt is not None:
+                    add_late_samples(session, *attempt, samples)
+            if attempt is None:
+                log.warning("%s holds samples for another database; set aside", file)
+                file.rename(file.with_suffix(".foreign"))
+                continue
             file.unlink()
             replayed += len(samples)
         return replayed
 
-    def _file(self, job_id: int, epoch: int) -> Path:
-        return self._folder / f"{job_id}-{epoch}.jsonl"
+    def _file(self, claim: Claim) -> Path:
+        return self._folder / f"{claim.job_id}-{claim.epoch}-{claim.spec.key[:KEY_DIGITS]}.jsonl"
+
+
+def _attempt_of(session: Session, stem: str) -> tuple[int, int] | None:
+    """Return job id and epoch, None where this database never made that attempt at that job."""
+    job_id, epoch, key = stem.split("-")
+    known = session.scalar(
+        select(JobRow.key)
+        .join(AttemptRow, AttemptRow.job_id == JobRow.id)
+        .where(JobRow.id == int(job_id), AttemptRow.epoch == int(epoch))
+    )
+    return (int(job_id), int(epoch)) if known and known.startswith(key) else None
 
 
 def _whole(line: str) -> bool:

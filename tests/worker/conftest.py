@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+from small_farm import SmallFarm
 
 from farm.domain.decoding import Settings
 from farm.gguf.calibration import Law, law_of, make_pair
@@ -35,3 +37,19 @@ def one_thread() -> Settings:
 def one_thread_payload(one_thread: Settings) -> dict[str, Any]:
     """Return `one_thread` as the child gets it."""
     return asdict(one_thread)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep remembered digests out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FARM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture
+def small_farm(tmp_path: Path, tiny_pair: tuple[Path, Path]) -> Iterator[SmallFarm]:
+    """Return a farm of one machine on SQLite, with copies of the tiny pair of its own."""
+    farm = SmallFarm.create(tmp_path, tiny_pair)
+    yield farm
+    farm.close()
