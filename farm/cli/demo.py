@@ -14,7 +14,7 @@ from farm import paths
 from farm.cli import fleet
 from farm.cli.recommend import print_recommendations
 from farm.cli.session import FarmSession, err, hashing_bar, open_session, out, plan_with_progress
-from farm.cli.status import watch
+from farm.cli.status import cancel_rest, watch
 from farm.errors import BenchmarkError, InfrastructureError
 from farm.gguf.calibration import make_pair
 from farm.queue.doorbell import ring_due
@@ -46,6 +46,7 @@ def demo(
     session = open_session()
     worker_ran = Background(session.home, "worker").pid is not None
     broker_ran = session.embedded is None or session.embedded.answers()
+    sweep_id = None
     try:
         fleet.start(session, with_worker=True)
         sweep_id = _submit(session, _write_sweep(session, shape, threads))
@@ -53,6 +54,9 @@ def demo(
         watch(session, sweep_id, lambda: _require_worker(session))
         _show(session, sweep_id, report)
     finally:
+        if sweep_id is not None:
+            # Interrupted, nothing of the demo should run at the next start.
+            cancel_rest(session, sweep_id)
         if not worker_ran and Background(session.home, "worker").stop():
             err.print("worker: stopped")
         if not broker_ran and session.embedded and session.embedded.stop():

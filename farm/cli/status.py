@@ -56,15 +56,18 @@ def status(
 
 def cancel(sweep: Annotated[int, typer.Argument(help="A sweep's number.")]) -> None:
     """Cancel what a sweep has not finished. Results so far stay."""
-    session = open_session()
+    out.print(f"sweep {sweep}: {cancel_rest(open_session(), sweep)} jobs cancelled")
+
+
+def cancel_rest(session: FarmSession, sweep: int) -> int:
+    """Cancel a sweep's unfinished jobs; return how many. Raises UserError on an unknown sweep."""
     database = session.database()
     with reading(database) as reader:
         ids = [job.id for job in job_summaries(reader, sweep)]
     if not ids:
         raise UserError(f"There is no sweep {sweep}; 'farm status' lists them.")
     with writing(database) as writer:
-        count = jobs.cancel(writer, ids)
-    out.print(f"sweep {sweep}: {count} jobs cancelled")
+        return jobs.cancel(writer, ids)
 
 
 def watch(

@@ -132,7 +132,7 @@ SHAPES: dict[str, Shape] = {
         Shape(
             "demo",
             "small enough for two CPU cores, large enough that drafting pays",
-            ModelShape(4, 1024, 4096, 16, 4, 64),
+            ModelShape(4, 1024, 3072, 16, 4, 64),
             ModelShape(1, 1024, 256, 2, 2, 64),
         ),
         Shape(
