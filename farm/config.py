@@ -7,9 +7,10 @@ import socket
 import tomllib
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import platformdirs
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from farm import paths
 from farm.errors import UserError
@@ -33,12 +34,13 @@ class Config(BaseModel):
     database_url: str = ""
     machine_name: str = ""
     models_folder: Path | None = None
-    job_timeout_s: float = 3600.0
+    job_timeout_s: float = Field(default=3600.0, gt=0)
 
     def model_post_init(self, _context: Any) -> None:
         """Fill in what depends on this machine."""
         if not self.database_url:
-            object.__setattr__(self, "database_url", f"sqlite:///{paths.home() / 'farm.db'}")
+            file = quote(str(paths.home() / "farm.db"))
+            object.__setattr__(self, "database_url", f"sqlite:///{file}")
         if not self.machine_name:
             object.__setattr__(self, "machine_name", socket.gethostname().split(".")[0])
 
@@ -53,14 +55,17 @@ def load(**flags: Any) -> Config:
         values |= _read(file)
     values |= {key: os.environ[name] for key, name in ENVIRONMENT.items() if os.environ.get(name)}
     values |= {key: value for key, value in flags.items() if value is not None}
+    return _checked(values)
+
+
+def _checked(values: dict[str, Any], place: str = "") -> Config:
     try:
         return Config(**values)
     except ValidationError as error:
         problem = error.errors()[0]
         key = str(problem["loc"][0])
-        raise UserError(
-            f"The setting '{key}' ({ENVIRONMENT.get(key, key)}) is wrong: {problem['msg']}."
-        ) from None
+        where = place or ENVIRONMENT.get(key, key)
+        raise UserError(f"The setting '{key}' ({where}) is wrong: {problem['msg']}.") from None
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -75,4 +80,5 @@ def _read(file: Path) -> dict[str, Any]:
         raise UserError(
             f"{file}: unknown key '{unknown[0]}'; known are {', '.join(Config.model_fields)}."
         )
+    _checked(values, place=str(file))
     return values

@@ -5,7 +5,11 @@ Losing messages loses nothing: `farm.queue.doorbell` rings again for what SQL sa
 
 from __future__ import annotations
 
+from urllib.parse import urlsplit
+
 from celery import Celery
+
+from farm.errors import UserError
 
 KEY_PREFIX = "specfarm:"
 
@@ -38,6 +42,26 @@ app.conf.update(
 
 
 def connect(broker_url: str) -> Celery:
-    """Point the app to a broker and return it. redis+socket URLs name a unix socket."""
+    """Point the app to a broker and return it. redis+socket URLs name a unix socket.
+
+    Raises UserError for what is no address of a Redis-compatible server.
+    """
+    if not _is_redis(broker_url):
+        raise UserError(
+            "The broker's address is none of a Redis server; use redis://host:6379/0 or "
+            "redis+socket:///path in FARM_BROKER_URL."
+        )
     app.conf.broker_url = broker_url
     return app
+
+
+def _is_redis(broker_url: str) -> bool:
+    try:
+        parts = urlsplit(broker_url)
+        host, _port = parts.hostname, parts.port
+    except ValueError:
+        return False
+    if parts.scheme == "redis+socket":
+        return bool(parts.path)
+    database = parts.path.strip("/") or "0"
+    return parts.scheme in ("redis", "rediss") and bool(host) and database.isdecimal()

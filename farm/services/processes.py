@@ -92,6 +92,6 @@ class Background:
             process = psutil.Process(noted["pid"])
             alive = process.is_running() and process.status() != psutil.STATUS_ZOMBIE
             same = abs(process.create_time() - noted["started_at"]) < 1.0
-        except (OSError, ValueError, KeyError, psutil.Error):
+        except (OSError, ValueError, KeyError, TypeError, psutil.Error):
             return None
         return process if alive and same else None
