@@ -12,7 +12,7 @@ from sqlalchemy import select
 
 from farm.domain.job import JobSpec
 from farm.domain.measurement import Sample
-from farm.errors import BenchmarkError, InfrastructureError
+from farm.errors import BenchmarkError, InfrastructureError, UserError
 from farm.gguf.calibration import calibration_prompt, is_calibration, law_of
 from farm.gguf.header import read_header
 from farm.store import jobs
@@ -94,7 +94,8 @@ class Executor:
             with Heart(self._database, claim) as heart:
                 self._measure(claim, heart)
             with writing(self._database) as session:
-                jobs.finish(session, claim)
+                if not jobs.finish(session, claim):
+                    raise LeaseLost
             self._spool.forget(claim)
             log.info("job %d: done", claim.job_id)
         except LeaseLost:
@@ -105,16 +106,22 @@ class Executor:
             with writing(self._database) as session:
                 jobs.release(session, claim, "The worker was stopped.")
         except BenchmarkError as error:
-            tail = error.log_tail or (self._engine.log_tail() if self._engine else None)
-            self._unload()
-            with writing(self._database) as session:
-                state = jobs.fail(session, claim, error.kind, str(error), tail)
-            log.warning("job %d: %s (%s; now %s)", claim.job_id, error, error.kind, state)
+            self._fail(claim, error)
+        except UserError as error:
+            # An unreadable file, a category the pair does not have: trying again is vain.
+            self._fail(claim, BenchmarkError("bad-request", str(error)))
         except Exception as error:
             self._unload()
             with writing(self._database) as session:
                 jobs.fail(session, claim, "worker-error", f"{type(error).__name__}: {error}")
             log.exception("job %d: the worker itself failed", claim.job_id)
+
+    def _fail(self, claim: jobs.Claim, error: BenchmarkError) -> None:
+        tail = error.log_tail or (self._engine.log_tail() if self._engine else None)
+        self._unload()
+        with writing(self._database) as session:
+            state = jobs.fail(session, claim, error.kind, str(error), tail)
+        log.warning("job %d: %s (%s; now %s)", claim.job_id, error, error.kind, state)
 
     def _measure(self, claim: jobs.Claim, heart: Heart) -> None:
         spec = claim.spec
