@@ -29,13 +29,6 @@ from farm.store.results import add_samples
 from farm.store.schema import AttemptRow, JobRow
 
 
-@pytest.fixture
-def held(database: Engine) -> jobs.Claim:
-    """Return the claim of the only job."""
-    queue_jobs(database, [spec()])
-    return claimed(database, add_machine(database))
-
-
 def fail(engine: Engine, held: jobs.Claim, kind: str) -> JobState | None:
     with writing(engine) as session:
         return jobs.fail(session, held, kind, f"It said {kind}.", "the log's end")
@@ -363,63 +356,3 @@ class TestRequeue:
             assert jobs.requeue(session, ids) == 0
 
         assert contents(database) == before
-
-
-class TestBell:
-    def unrung(self, engine: Engine) -> list[tuple[int, str]]:
-        with reading(engine) as session:
-            return jobs.unrung(session)
-
-    def ring(self, engine: Engine, job_ids: list[int]) -> None:
-        with writing(engine) as session:
-            jobs.mark_rung(session, job_ids)
-
-    def test_asks_for_due_jobs_never_rung_for(self, database: Engine) -> None:
-        ids = queue_jobs(database, [spec(2), spec(4, machine="kind:cpu")])
-        assert sorted(self.unrung(database)) == [(ids[0], "any"), (ids[1], "kind:cpu")]
-
-        self.ring(database, ids[:1])
-
-        assert self.unrung(database) == [(ids[1], "kind:cpu")]
-
-    def test_asks_again_when_the_bell_rang_long_ago(self, database: Engine) -> None:
-        ids = queue_jobs(database, [spec()])
-        self.ring(database, ids)
-
-        with writing(database) as session:
-            session.execute(update(JobRow).values(rung_at=now() - jobs.RING_AGAIN_SECONDS - 1))
-
-        assert self.unrung(database) == [(ids[0], "any")]
-
-    def test_asks_neither_for_paused_nor_for_running_jobs(self, database: Engine) -> None:
-        queue_jobs(database, [spec(2), spec(4)])
-        held = claimed(database, add_machine(database))
-        assert fail(database, held, "crashed") == JobState.QUEUED
-        claimed(database, add_machine(database, "bench-2"))
-
-        assert self.unrung(database) == []
-
-    @pytest.mark.parametrize("back", ["release", "retry", "requeue"])
-    def test_asks_at_once_for_a_job_that_came_back(
-        self, database: Engine, held: jobs.Claim, back: str
-    ) -> None:
-        self.ring(database, [held.job_id])
-
-        with writing(database) as session:
-            if back == "release":
-                jobs.release(session, held, "The worker was stopped.")
-            elif back == "retry":
-                jobs.fail(session, held, "crashed", "It crashed.")
-            else:
-                jobs.cancel(session, [held.job_id])
-                jobs.requeue(session, [held.job_id])
-        make_due(database)
-
-        assert self.unrung(database) == [(held.job_id, "any")]
-
-    def test_takes_more_jobs_than_a_statement_takes_values(self, database: Engine) -> None:
-        ids = queue_jobs(database, [spec()])
-
-        self.ring(database, [*range(10**6, 10**6 + 70_000), *ids])
-
-        assert self.unrung(database) == []

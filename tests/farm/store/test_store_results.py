@@ -10,9 +10,7 @@ from sample_farm import (
     contents,
     expire_leases,
     make_due,
-    queue_jobs,
     sample,
-    spec,
 )
 from sqlalchemy import Engine, select
 
@@ -25,12 +23,6 @@ from farm.store.results import add_late_samples, add_samples
 from farm.store.schema import SampleRow
 
 ARRAYS = ("output_ids", "accepted_per_position", "drafted_per_position")
-
-
-@pytest.fixture
-def held(database: Engine) -> jobs.Claim:
-    queue_jobs(database, [spec()])
-    return claimed(database, add_machine(database))
 
 
 def add(engine: Engine, held: jobs.Claim, *samples: Sample) -> bool:
