@@ -110,5 +110,6 @@ def _notes(recommendation: Recommendation) -> tuple[str, ...]:
 
 
 def _file(name: str) -> str:
-    name = plain(name)
+    # A model is stored under its file's name without the ending.
+    name = f"{plain(name).removesuffix('.gguf')}.gguf"
     return f"./{name}" if name.startswith("-") else name
