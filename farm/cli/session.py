@@ -76,7 +76,11 @@ def plan_with_progress(path: Path) -> Plan:
 
 @contextmanager
 def hashing_bar() -> Iterator[Any]:
-    """Yield a callback (file, bytes done, bytes in all) that draws a bar on stderr."""
+    """Yield a callback (file, bytes done, bytes in all) that draws a bar on stderr, if anyone
+    looks: in a log it would be an empty line before every error."""
+    if not is_interactive():
+        yield lambda *_at: None
+        return
     columns = (
         TextColumn("reading {task.description}"),
         BarColumn(),

@@ -71,6 +71,7 @@ class TestSubmit:
         ran = run("submit", sweep)
 
         assert (ran.code, ran.stdout) == (0, "sweep 1: 2 jobs, 2 new, 0 there already\n")
+        assert ran.stderr == ""
         with reading(farm) as session:
             assert jobs.unrung(session) == []
 
