@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from farm.domain.job import Arm
@@ -17,8 +17,8 @@ from farm.domain.measurement import Parity, Sample
 from farm.errors import InfrastructureError
 from farm.store.database import writing
 from farm.store.jobs import Claim
+from farm.store.queries import attempted_key
 from farm.store.results import add_late_samples, add_samples
-from farm.store.schema import AttemptRow, JobRow
 
 RETRY_PAUSE_S = 2.0
 KEY_DIGITS = 16
@@ -102,11 +102,7 @@ class Spool:
 def _attempt_of(session: Session, stem: str) -> tuple[int, int] | None:
     """Return job id and epoch, None where this database never made that attempt at that job."""
     job_id, epoch, key = stem.split("-")
-    known = session.scalar(
-        select(JobRow.key)
-        .join(AttemptRow, AttemptRow.job_id == JobRow.id)
-        .where(JobRow.id == int(job_id), AttemptRow.epoch == int(epoch))
-    )
+    known = attempted_key(session, int(job_id), int(epoch))
     return (int(job_id), int(epoch)) if known and known.startswith(key) else None
 
 

@@ -42,7 +42,7 @@ def make(
     folder = out or cache() / "calibration"
     errors = Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
-    with Progress(*columns, console=errors, transient=True) as bar:
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
         task = bar.add_task("writing", total=None)
 
         def show(done: int, total: int) -> None:

@@ -60,7 +60,7 @@ def forecast(plan: Plan, database_url: str, bandwidth_gb_s: Callable[[], float])
             speed = bandwidth_bytes_s / plan.models[spec.target.digest].header.tensor_bytes
         tokens = len(spec.prompts) * spec.repeats * spec.generate_tokens * ARMS
         seconds += tokens / (speed or 1.0) * PROMPT_SHARE * WARM_UP_SHARE
-    basis = "from speeds measured before"
+    basis = "from speeds measured before" if new else "all are there already"
     if bandwidth_bytes_s is not None:
         basis = f"from model sizes at {bandwidth_bytes_s / 1e9:.0f} GB/s of memory bandwidth here"
     return Forecast(len(new), seconds, basis, tuple(_obstacles(plan, new, machines)))

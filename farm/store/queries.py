@@ -263,3 +263,12 @@ def decode_speeds(session: Session, target_digests: Sequence[str]) -> dict[str, 
         .group_by(JobRow.target_digest)
     )
     return {digest: float(speed) for digest, speed in rows if speed}
+
+
+def attempted_key(session: Session, job_id: int, epoch: int) -> str | None:
+    """Return the job's key where it had an attempt of that epoch, else None."""
+    return session.scalar(
+        select(JobRow.key)
+        .join(AttemptRow, AttemptRow.job_id == JobRow.id)
+        .where(JobRow.id == job_id, AttemptRow.epoch == epoch)
+    )
