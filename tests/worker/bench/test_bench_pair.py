@@ -12,10 +12,11 @@ import pytest
 
 from farm.domain.measurement import Sample
 from farm.gguf.calibration import Law
+from worker.bench import job as job_module
 from worker.bench.failure import Failure
 from worker.bench.job import Pair
 from worker.bench.llama import lib
-from worker.bench.sampling import Greedy
+from worker.bench.sampling import Greedy, rule
 
 TIMES = ("prompt_ms", "draft_prompt_ms", "decode_ms", "draft_ms", "verify_ms")
 
@@ -237,3 +238,20 @@ def test_a_text_that_ends_at_once_ends_both_arms(
         assert len(sample["output_ids"]) == 1
         assert sample["rounds"] == sample["drafted"] == 0
         assert sample["first_divergence"] is None
+
+
+def test_arms_drafts_and_verdicts_draw_from_streams_of_their_own(
+    pair: Pair, law: Law, monkeypatch: pytest.MonkeyPatch
+):
+    # A draft and a verdict out of one stream would depend on each other and bend the law.
+    states: list[str] = []
+
+    def noted(temperature: float, accept: str, rng: np.random.Generator) -> Greedy:
+        states.append(str(rng.bit_generator.state))
+        return rule(temperature, accept, rng)
+
+    monkeypatch.setattr(job_module, "rule", noted)
+    list(pair.run(job_of(law, prompts=2, temperature=1.0, repeats=2, generate_tokens=2)))
+
+    # Warm-up and four pairs of runs: one stream for the baseline, two for the speculative arm.
+    assert len(states) == len(set(states)) == 3 * 5
