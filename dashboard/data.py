@@ -9,7 +9,7 @@ from pathlib import Path
 import streamlit as st
 from sqlalchemy import Engine
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError
 
 from farm.errors import SpecfarmError
 from farm.paths import home
@@ -66,15 +66,7 @@ def problem(url: str) -> Problem | None:
     try:
         found, wanted = current(engine(url)), head()
     except SpecfarmError as error:
-        return Problem("The database can't be reached", str(error), WHICH_DATABASE)
-    except SQLAlchemyError as error:
-        # A file of another kind is no OperationalError to SQLite, so the store lets it by.
-        reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
-        return Problem(
-            "The database can't be read",
-            f"It says: {reason}. Check that FARM_DATABASE_URL names a farm's database.",
-            WHICH_DATABASE,
-        )
+        return Problem("The database can't be opened", str(error), WHICH_DATABASE)
     if found == wanted:
         return None
     if found is None:

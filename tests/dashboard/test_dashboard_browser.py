@@ -88,7 +88,7 @@ def _look(page: Page, served: str, screenshot: Path) -> None:
     assert box is not None
     assert box["width"] > 100
     assert box["height"] > 100
-    assert page.get_by_text("--spec-draft-n-max 8", exact=False).count() >= 1
+    page.get_by_text("--spec-draft-n-max 8", exact=False).first.wait_for(state="attached")
     page.screenshot(path=str(screenshot), full_page=True)
     page.get_by_role("link", name="Jobs").click()
     page.get_by_role("heading", name="What went wrong").wait_for()

@@ -199,9 +199,9 @@ def test_another_migration_is_explained(monkeypatch: pytest.MonkeyPatch, tmp_pat
 @pytest.mark.parametrize(
     ("url", "title"),
     [
-        ("postgresql://farm:secret@127.0.0.1:1/farm", "The database can't be reached"),
-        ("mysql://farm@127.0.0.1/farm", "The database can't be reached"),
-        ("no url at all", "The database can't be reached"),
+        ("postgresql://farm:secret@127.0.0.1:1/farm", "The database can't be opened"),
+        ("mysql://farm@127.0.0.1/farm", "The database can't be opened"),
+        ("no url at all", "The database can't be opened"),
     ],
 )
 def test_an_unreachable_database_is_explained(
@@ -218,7 +218,7 @@ def test_a_file_of_another_kind_is_explained(
     path = tmp_path / "farm.db"
     path.write_text("This is a letter, not a database. " * 100)
     app = opened(monkeypatch, f"sqlite:///{path}", "recommendations")
-    assert app.subheader[0].value == "The database can't be read"
+    assert app.subheader[0].value == "The database can't be opened"
 
 
 def test_without_a_url_the_farm_s_home_is_read(

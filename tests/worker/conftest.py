@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from small_farm import SmallFarm
 from farm.domain.decoding import Settings
 from farm.gguf.calibration import Law, law_of, make_pair
 from farm.gguf.header import read_header
+from worker import child, execute, spool
+from worker.probe.environment import read_environment
 
 
 @pytest.fixture(scope="session")
@@ -53,3 +56,18 @@ def small_farm(tmp_path: Path, tiny_pair: tuple[Path, Path]) -> Iterator[SmallFa
     farm = SmallFarm.create(tmp_path, tiny_pair)
     yield farm
     farm.close()
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lose no time: short readings of the environment, short waits between tries."""
+    monkeypatch.setattr(execute, "read_environment", partial(read_environment, 0.01))
+    monkeypatch.setattr(spool, "RETRY_PAUSE_S", 0.01)
+    monkeypatch.setattr(child, "END_GRACE_S", 0.5)
+
+
+@pytest.fixture
+def farm(small_farm: SmallFarm) -> SmallFarm:
+    """Return a farm with one job of three prompts."""
+    small_farm.submit(k=[2], categories=["chat"])
+    return small_farm

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -14,7 +17,7 @@ import pytest
 from sqlalchemy import Engine, event, select
 
 from farm.domain.hardware import Hardware, Machine, MachineKind
-from farm.domain.job import JobState
+from farm.domain.job import Arm, JobState
 from farm.services.plan import plan_sweep
 from farm.services.submit import submit
 from farm.store.database import open_database, reading, writing
@@ -48,6 +51,8 @@ gpu_layers: 0
 draft_gpu_layers: 0
 """
 
+PROMPTS = 3
+SAMPLES = PROMPTS * len(Arm)
 TWO_CATEGORIES = ["chat", "code-completion"]
 
 
@@ -178,3 +183,30 @@ def tapped(callback: Callable[[InProcessEngine, int], None]) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(InProcessEngine, "run", run)
         yield
+
+
+def kill(engine: InProcessEngine) -> None:
+    """Kill the child as if it had got no further than the sample in hand.
+
+    It may have sent more meanwhile, even all it had to; that is thrown away.
+    """
+    os.kill(engine._child.pid, signal.SIGKILL)
+    lines = engine._child._lines
+    while lines.get() is not None:
+        pass
+    lines.put(None)
+
+
+def due_again(farm: SmallFarm) -> None:
+    """Let the pause before a retry pass."""
+    farm.sql("update job set not_before = 0")
+
+
+def expect_whole(farm: SmallFarm, job_id: int = 1) -> None:
+    """Check that the job is done and its last attempt has every sample once."""
+    job = farm.jobs()[job_id - 1]
+    assert job.state == JobState.DONE
+    samples = farm.samples(job_id=job_id, epoch=job.lease_epoch)
+    assert Counter((sample.prompt_digest, sample.arm) for sample in samples) == {
+        (digest, arm): 1 for digest in job.spec["prompts"] for arm in Arm
+    }

@@ -6,76 +6,38 @@ a sample in hand and has not stored it yet.
 
 from __future__ import annotations
 
-import os
-import signal
 import sqlite3
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
-from small_farm import TWO_CATEGORIES, SmallFarm, tapped
+from small_farm import (
+    PROMPTS,
+    SAMPLES,
+    TWO_CATEGORIES,
+    SmallFarm,
+    due_again,
+    expect_whole,
+    kill,
+    tapped,
+)
 
-from farm.domain.job import Arm, JobState
+from farm.domain.job import JobState
 from farm.services.recommend import recommendations
 from farm.store.database import reading
 from farm.store.queries import measured_samples
-from worker import child, execute, spool
+from worker import execute
 from worker.engines.contract import BuildInfo
 from worker.engines.in_process import InProcessEngine
 from worker.engines.registry import ENGINES
 from worker.heart import Heart
 from worker.probe.environment import read_environment
 
-PROMPTS = 3
-SAMPLES = PROMPTS * len(Arm)
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lose no time: short readings of the environment, short waits between tries."""
-    monkeypatch.setattr(execute, "read_environment", partial(read_environment, 0.01))
-    monkeypatch.setattr(spool, "RETRY_PAUSE_S", 0.01)
-    monkeypatch.setattr(child, "END_GRACE_S", 0.5)
-
-
-@pytest.fixture
-def farm(small_farm: SmallFarm) -> SmallFarm:
-    """Return a farm with one job of three prompts."""
-    small_farm.submit(k=[2], categories=["chat"])
-    return small_farm
-
-
-def kill(engine: InProcessEngine) -> None:
-    """Kill the child as if it had got no further than the sample in hand.
-
-    It may have sent more meanwhile, even all it had to; that is thrown away.
-    """
-    os.kill(engine._child.pid, signal.SIGKILL)
-    lines = engine._child._lines
-    while lines.get() is not None:
-        pass
-    lines.put(None)
-
-
-def due_again(farm: SmallFarm) -> None:
-    """Let the pause before a retry pass."""
-    farm.sql("update job set not_before = 0")
-
-
-def expect_whole(farm: SmallFarm, job_id: int = 1) -> None:
-    """Check that the job is done and its last attempt has every sample once."""
-    job = farm.jobs()[job_id - 1]
-    assert job.state == JobState.DONE
-    samples = farm.samples(job_id=job_id, epoch=job.lease_epoch)
-    assert Counter((sample.prompt_digest, sample.arm) for sample in samples) == {
-        (digest, arm): 1 for digest in job.spec["prompts"] for arm in Arm
-    }
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 def test_a_killed_child_costs_an_attempt_and_the_next_one_succeeds(farm: SmallFarm):
@@ -292,77 +254,6 @@ def test_a_worker_claims_nothing_more_once_it_was_asked_to_stop(small_farm: Smal
     assert len(small_farm.attempts()) == 1
 
 
-def test_a_database_that_is_away_in_the_middle_of_a_job_loses_no_sample(farm: SmallFarm):
-    locks: list[sqlite3.Connection] = []
-    stored: list[int] = []
-
-    def go_away(_engine: InProcessEngine, count: int) -> None:
-        stored.append(len(farm.samples()))
-        if count == 2:
-            locks.append(farm.lock())
-        if count == 5:
-            locks.pop().close()
-
-    with tapped(go_away):
-        assert farm.executor().work_off() == 1
-
-    assert stored == [0, 1, 1, 1, 1, 5]
-    expect_whole(farm)
-    assert len(farm.attempts()) == 1
-
-
-def test_a_database_that_is_away_at_the_end_of_a_job_is_waited_for(
-    farm: SmallFarm, monkeypatch: pytest.MonkeyPatch
-):
-    locks: list[sqlite3.Connection] = []
-    tries: list[float] = []
-
-    def wait(pause_s: float) -> None:
-        tries.append(pause_s)
-        if len(tries) == 3:
-            locks.pop().close()
-
-    clock = SimpleNamespace(monotonic=time.monotonic, sleep=wait)
-    monkeypatch.setattr(spool, "time", clock)
-
-    with tapped(lambda _, count: locks.append(farm.lock()) if count == SAMPLES else None):
-        assert farm.executor().work_off() == 1
-
-    assert len(tries) == 3
-    expect_whole(farm)
-
-
-def test_samples_that_wait_when_their_job_fails_do_not_join_the_next_job(
-    small_farm: SmallFarm, monkeypatch: pytest.MonkeyPatch
-):
-    small_farm.submit(k=[2], categories=TWO_CATEGORIES)
-    locks: list[sqlite3.Connection] = []
-
-    def fault(engine: InProcessEngine, count: int) -> None:
-        if count == 2:
-            locks.append(small_farm.lock())
-        if count == 4:
-            kill(engine)
-
-    # The database comes back just in time for the failure to be recorded.
-    executor = small_farm.executor()
-    fail = executor._fail
-
-    def come_back_and_fail(*args: Any) -> None:
-        locks.pop().close()
-        fail(*args)
-
-    monkeypatch.setattr(executor, "_fail", come_back_and_fail)
-    with tapped(fault):
-        assert executor.work_off() == 2
-
-    expect_whole(small_farm, 2)
-    assert len(small_farm.samples(job_id=2)) == SAMPLES
-    assert len(small_farm.samples(job_id=1)) == 1
-    executor.work_off()
-    assert len(small_farm.samples(job_id=1, epoch=1)) == 4
-
-
 def test_a_worker_that_dies_leaves_its_samples_and_its_job_to_the_next_one(farm: SmallFarm):
     class Died(BaseException):
         """Not an Exception: nothing in the worker handles its own death."""
@@ -394,15 +285,6 @@ def test_a_worker_that_dies_leaves_its_samples_and_its_job_to_the_next_one(farm:
     expect_whole(farm)
     assert len(farm.samples(epoch=1)) == 3
     assert [attempt.error_kind for attempt in farm.attempts()] == ["lease-lost", None]
-
-
-def test_a_database_that_is_away_when_work_is_sought_is_no_crash(farm: SmallFarm):
-    other = farm.lock()
-
-    assert farm.executor().work_off() == 0
-
-    other.close()
-    assert farm.executor().work_off() == 1
 
 
 def test_two_calls_at_once_work_off_once(farm: SmallFarm):

@@ -121,7 +121,7 @@ class TestRecommend:
         ran = run("recommend")
 
         assert ran.code == 0
-        assert "K=4" in ran.stdout
+        assert "K = 4" in ran.stdout
         assert "2.00x" in ran.stdout
         assert "6/6" in ran.stdout
 
