@@ -17,6 +17,7 @@ from farm.gguf.calibration import calibration_prompt, is_calibration, law_of
 from farm.gguf.header import read_header
 from farm.store import jobs
 from farm.store.database import reading, writing
+from farm.store.insert import insert_missing
 from farm.store.schema import BuildRow, PromptRow
 from worker.engines.contract import Engine, PreparedPrompt
 from worker.engines.registry import ENGINES
@@ -132,8 +133,7 @@ class Executor:
         before = read_environment().to_payload()
         engine = self._loaded(claim, target, draft, deadline)
         with writing(self._database) as session:
-            if session.get(BuildRow, engine.build.digest) is None:
-                session.add(BuildRow(**vars(engine.build)))
+            insert_missing(session, BuildRow, [vars(engine.build)])
             jobs.describe_attempt(
                 session, claim, environment_before=before, build_digest=engine.build.digest
             )

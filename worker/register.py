@@ -11,6 +11,7 @@ from farm.domain.hardware import Machine
 from farm.queue.routing import selectors_of
 from farm.store.clock import now
 from farm.store.database import writing
+from farm.store.insert import insert_missing
 from farm.store.jobs import Claimer
 from farm.store.schema import HardwareProfileRow, MachineRow
 from worker.engines.registry import ENGINES
@@ -25,16 +26,13 @@ def register(engine: Engine, machine: Machine) -> Claimer:
     builds = sorted({build for factory in ENGINES.values() for build in factory.builds()})
     hardware = machine.hardware
     with writing(engine) as session:
-        if session.get(HardwareProfileRow, hardware.key) is None:
-            session.add(
-                HardwareProfileRow(
-                    key=hardware.key,
-                    kind=hardware.kind,
-                    label=hardware.label,
-                    facts=asdict(hardware),
-                )
-            )
-            session.flush()
+        profile = {
+            "key": hardware.key,
+            "kind": hardware.kind,
+            "label": hardware.label,
+            "facts": asdict(hardware),
+        }
+        insert_missing(session, HardwareProfileRow, [profile])
         seen_at = session.scalars(select(now())).one()
         row = session.scalars(
             select(MachineRow).where(MachineRow.name == machine.name)

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sqlalchemy import Engine, select
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from farm.domain.job import JobSpec, JobState
@@ -17,8 +16,8 @@ from farm.services.plan import Plan
 from farm.store import jobs
 from farm.store.clock import now
 from farm.store.database import writing
+from farm.store.insert import insert_missing
 from farm.store.schema import (
-    Base,
     JobRow,
     ModelFileRow,
     PromptRow,
@@ -59,13 +58,13 @@ def submit(engine: Engine, plan: Plan, *, retry_failed: bool = False) -> Submiss
         _store_inputs(session, plan)
         sweep_id = _sweep_id(session, plan, submitted_at)
         before = _job_ids(session, plan.jobs)
-        _insert_missing(
+        insert_missing(
             session,
             JobRow,
             [_row(spec, submitted_at) for spec in plan.jobs if spec.key not in before],
         )
         ids = _job_ids(session, plan.jobs)
-        _insert_missing(
+        insert_missing(
             session,
             SweepJobRow,
             [{"sweep_id": sweep_id, "job_id": ids[spec.key]} for spec in plan.jobs],
@@ -81,7 +80,7 @@ def submit(engine: Engine, plan: Plan, *, retry_failed: bool = False) -> Submiss
 
 
 def _store_inputs(session: Session, plan: Plan) -> None:
-    _insert_missing(
+    insert_missing(
         session,
         ModelFileRow,
         [
@@ -96,7 +95,7 @@ def _store_inputs(session: Session, plan: Plan) -> None:
             for digest, model in plan.models.items()
         ],
     )
-    _insert_missing(
+    insert_missing(
         session,
         PromptRow,
         [
@@ -104,7 +103,7 @@ def _store_inputs(session: Session, plan: Plan) -> None:
             for prompt in plan.prompts
         ],
     )
-    _insert_missing(
+    insert_missing(
         session,
         PromptSetRow,
         [
@@ -121,7 +120,7 @@ def _sweep_id(session: Session, plan: Plan, submitted_at: float) -> int:
     """Return the sweep's id; a sweep is its name and its jobs, so the same one is found again."""
     content = "\n".join([plan.name, *(spec.key for spec in plan.jobs)])
     digest = hashlib.sha256(content.encode()).hexdigest()
-    _insert_missing(
+    insert_missing(
         session,
         SweepRow,
         [
@@ -165,9 +164,3 @@ def _row(spec: JobSpec, created_at: float) -> dict[str, object]:
         "created_at": created_at,
         "lease_epoch": 0,
     }
-
-
-def _insert_missing(session: Session, table: type[Base], rows: list[dict[str, object]]) -> None:
-    if rows:
-        insert = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert
-        session.execute(insert(table).on_conflict_do_nothing(), rows)

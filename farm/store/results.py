@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from farm.domain.measurement import Sample
 from farm.store.arrays import pack
+from farm.store.insert import insert_missing
 from farm.store.jobs import Claim, holds
 from farm.store.schema import SampleRow
 
@@ -28,12 +28,7 @@ def add_late_samples(session: Session, job_id: int, epoch: int, samples: list[Sa
 
 
 def _insert(session: Session, job_id: int, epoch: int, samples: list[Sample]) -> None:
-    if samples:
-        insert = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert
-        session.execute(
-            insert(SampleRow).on_conflict_do_nothing(),
-            [_row(job_id, epoch, sample) for sample in samples],
-        )
+    insert_missing(session, SampleRow, [_row(job_id, epoch, sample) for sample in samples])
 
 
 def _row(job_id: int, epoch: int, sample: Sample) -> dict[str, object]:

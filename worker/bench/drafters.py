@@ -52,14 +52,14 @@ class ModelDrafter:
         """Clear the cache and read the prompt but its last token, which `propose` feeds."""
         self._context.clear()
         if len(prompt) > 1:
-            self._context.prefill(prompt[:-1])
+            self._context.prefill(self._known(prompt[:-1]))
 
     def propose(self, tokens: list[int], n_max: int) -> Proposal:
         """Draft step by step; fewer than n_min greedy tokens count as none."""
         proposal = Proposal()
         if n_max < self._n_min:
             return proposal
-        fed = tokens[self._context.length :]
+        fed = self._known(tokens[self._context.length :])
         while len(proposal.tokens) < n_max:
             # A draft may know up to 128 tokens more than its target, which could not read them.
             logits = self._context.decode(fed)[-1][: self._vocab]
@@ -75,6 +75,12 @@ class ModelDrafter:
     def keep(self, length: int) -> None:
         """Drop rejected tokens from the draft's cache."""
         self._context.roll_back(length)
+
+    def _known(self, tokens: list[int]) -> list[int]:
+        """Return tokens the draft can read. A target may know up to 128 more; what stands in for
+        one of those can only cost acceptance, never change the output."""
+        last = self._context.vocab_tokens - 1
+        return [min(token, last) for token in tokens]
 
 
 class PromptLookup:

@@ -126,7 +126,7 @@ class Context:
     def __init__(self, context: Any, vocab_tokens: int) -> None:
         self._context = context
         self._memory = lib.llama_get_memory(context)
-        self._vocab_tokens = vocab_tokens
+        self.vocab_tokens = vocab_tokens
         self._batch = lib.llama_batch_init(BATCH_TOKENS, 0, 1)
         self._token = np.ctypeslib.as_array(self._batch.token, (BATCH_TOKENS,))
         self._pos = np.ctypeslib.as_array(self._batch.pos, (BATCH_TOKENS,))
@@ -193,7 +193,7 @@ class Context:
         if address != self._logits_address:
             # A view over the most rows there can be; only those of the last pass are valid, and
             # only those are handed out. Making a view costs more than an argmax.
-            self._logits = np.ctypeslib.as_array(pointer, (BATCH_TOKENS, self._vocab_tokens))
+            self._logits = np.ctypeslib.as_array(pointer, (BATCH_TOKENS, self.vocab_tokens))
             self._logits_address = address
         logits: Logits = self._logits[:rows]
         return logits

@@ -21,6 +21,7 @@ class FakeContext:
 
     def __init__(self, table: Logits) -> None:
         self._table = table
+        self.vocab_tokens = table.shape[1]
         self.cached: list[int] = []
         self.passes: list[list[int]] = []
 
@@ -328,3 +329,13 @@ def test_the_growing_index_finds_what_a_search_finds(
         tokens.extend(piece)
         assert drafter.propose(tokens, n_max).tokens == brute_force(tokens, n_max, n_min)
         drafter.keep(len(tokens))
+
+
+def test_a_token_the_smaller_draft_does_not_know_is_fed_as_one_it_does():
+    """llama.cpp allows vocabularies to differ by 128 and refuses to read an unknown token."""
+    context = FakeContext(table_of([1, 2, 3, 0])[:, :4])
+    drafter = ModelDrafter(context, Greedy(), VOCAB, 0.0, 0)  # type: ignore[arg-type]
+
+    drafter.begin([0, VOCAB - 1, 1])
+    assert context.cached == [0, 3]
+    assert drafter.propose([0, VOCAB - 1, 1], 2).tokens == [2, 3]
