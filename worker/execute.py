@@ -10,6 +10,7 @@ from pathlib import Path
 from sqlalchemy import Engine as Database
 from sqlalchemy import select
 
+from farm.domain.hardware import MachineKind
 from farm.domain.job import JobSpec
 from farm.domain.measurement import Sample
 from farm.errors import BenchmarkError, InfrastructureError, UserError
@@ -156,7 +157,8 @@ class Executor:
         if self._engine is not None and self._engine_pair == spec.pair_key:
             return self._engine
         self._unload()
-        require_memory(spec, target, draft)
+        has_gpu = f"kind:{MachineKind.NVIDIA}" in self._claimer.selectors
+        require_memory(spec, target, draft, has_gpu=has_gpu)
         log_file = self._home / "logs" / f"job-{claim.job_id}-{claim.epoch}.log"
         self._engine = ENGINES[spec.engine].load(spec, target, draft, log_file, deadline)
         self._engine_pair = spec.pair_key

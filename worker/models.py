@@ -39,8 +39,14 @@ def locate(model: ModelRef, models_folder: Path | None) -> Path:
     raise BenchmarkError("model-missing", f"{name} is neither at {model.path}{where}.")
 
 
-def require_memory(spec: JobSpec, target: Path, draft: Path | None) -> None:
-    """Raise BenchmarkError "too-little-memory" where the pair would not fit beside what runs."""
+def require_memory(spec: JobSpec, target: Path, draft: Path | None, *, has_gpu: bool) -> None:
+    """Raise BenchmarkError "too-little-memory" where the pair would not fit beside what runs.
+
+    On a machine with its own GPU memory llama.cpp puts the weights there unless told otherwise;
+    then it is llama.cpp that says whether they fit.
+    """
+    if has_gpu and spec.settings.gpu_layers != 0:
+        return
     settings = spec.settings
     try:
         need = sum(
@@ -56,8 +62,7 @@ def require_memory(spec: JobSpec, target: Path, draft: Path | None) -> None:
     except UserError as error:
         raise BenchmarkError("load-failed", str(error)) from None
     available = available_memory_bytes()
-    offloads = settings.gpu_layers is not None and settings.gpu_layers != 0
-    if available is not None and need > available and not offloads:
+    if available is not None and need > available:
         raise BenchmarkError(
             "too-little-memory",
             f"The pair needs about {need / GIB:.1f} GiB and {available / GIB:.1f} GiB are free; "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from farm.domain.hardware import GIB
+from farm.domain.hardware import GIB, MachineKind
 from farm.domain.job import JobSpec
 from farm.errors import InfrastructureError
 from farm.services.plan import Plan
@@ -95,9 +95,7 @@ def _obstacles(plan: Plan, new: list[JobSpec], machines: list[MachineSummary]) -
         need = plan.need_bytes[spec.pair_key]
         if not able:
             text = f"no registered machine matches '{spec.machine}' with build {spec.build}"
-        elif all(need > machine.facts["memory_bytes"] for machine in able) and not (
-            spec.settings.gpu_layers
-        ):
+        elif all(need > _memory_bytes(machine, spec) for machine in able):
             text = (
                 f"{spec.target.name} at {spec.settings.context_tokens} tokens of context needs "
                 f"about {need / GIB:.1f} GiB, more than any matching machine has"
@@ -106,6 +104,14 @@ def _obstacles(plan: Plan, new: list[JobSpec], machines: list[MachineSummary]) -
             continue
         found[text] = found.get(text, 0) + 1
     return [f"{count} jobs: {text}" for text, count in found.items()]
+
+
+def _memory_bytes(machine: MachineSummary, spec: JobSpec) -> int:
+    """Return the memory a pair could fill: the machine's, and its GPUs' own where they are used."""
+    memory: int = machine.facts["memory_bytes"]
+    if machine.kind == MachineKind.NVIDIA and spec.settings.gpu_layers != 0:
+        memory += sum(gpu["memory_bytes"] or 0 for gpu in machine.facts["gpus"])
+    return memory
 
 
 def _duration(seconds: float) -> str:

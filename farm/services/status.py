@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy.orm import Session
 
@@ -16,8 +17,12 @@ from farm.store.queries import (
     SweepProgress,
     job_summaries,
     machine_summaries,
+    sweep_environments,
     sweep_progress,
 )
+
+# llama.cpp's threads wait for each other at every step, so one busy core slows all of them.
+DISTURBED_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,11 @@ def _status(
         finished=progress.finished,
         states=progress.states,
         running=_label(leased[0]) if leased else None,
-        remarks=(*_failures(unfinished), *_obstacles(unfinished, machines)),
+        remarks=(
+            *_failures(unfinished),
+            *_obstacles(unfinished, machines),
+            *_disturbances(sweep_environments(session, progress.id)),
+        ),
     )
 
 
@@ -90,6 +99,17 @@ def _obstacles(unfinished: list[JobSummary], machines: list[MachineSummary]) -> 
         if not any(
             selector in selectors(machine) and build in machine.builds for machine in machines
         )
+    ]
+
+
+def _disturbances(environments: list[dict[str, Any]]) -> list[str]:
+    shares = [environment.get("busy_share_of_others") for environment in environments]
+    disturbed = sum(share is not None and share > DISTURBED_SHARE for share in shares)
+    if not disturbed:
+        return []
+    return [
+        f"{disturbed} of {len(shares)} jobs began while other programs used more than "
+        f"{DISTURBED_SHARE:.0%} of the machine: speedups scatter more and intervals are wider"
     ]
 
 

@@ -272,3 +272,13 @@ def attempted_key(session: Session, job_id: int, epoch: int) -> str | None:
         .join(AttemptRow, AttemptRow.job_id == JobRow.id)
         .where(JobRow.id == job_id, AttemptRow.epoch == epoch)
     )
+
+
+def sweep_environments(session: Session, sweep_id: int) -> list[dict[str, Any]]:
+    """Return what the machines read of themselves before each of a sweep's finished jobs."""
+    rows = session.scalars(
+        select(AttemptRow.environment_before)
+        .join(SweepJobRow, SweepJobRow.job_id == AttemptRow.job_id)
+        .where(SweepJobRow.sweep_id == sweep_id, AttemptRow.outcome == "done")
+    )
+    return [environment for environment in rows if environment]

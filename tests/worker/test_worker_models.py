@@ -130,7 +130,7 @@ def leave_free(monkeypatch: pytest.MonkeyPatch, available: int) -> None:
 def test_a_pair_that_fits_passes(spec: JobSpec, target: Path, monkeypatch: pytest.MonkeyPatch):
     leave_free(monkeypatch, 2**34)
 
-    require_memory(spec, target, target)
+    require_memory(spec, target, target, has_gpu=False)
 
 
 def test_a_pair_that_does_not_fit_says_need_and_what_is_free(
@@ -139,7 +139,7 @@ def test_a_pair_that_does_not_fit_says_need_and_what_is_free(
     leave_free(monkeypatch, 2**20)
 
     with pytest.raises(BenchmarkError, match=r"needs about 0\.1 GiB and 0\.0 GiB") as caught:
-        require_memory(spec, target, None)
+        require_memory(spec, target, None, has_gpu=False)
 
     assert caught.value.kind == "too-little-memory"
     assert caught.value.kind in FINAL_ERROR_KINDS
@@ -147,10 +147,10 @@ def test_a_pair_that_does_not_fit_says_need_and_what_is_free(
 
 def test_both_files_of_a_pair_count(spec: JobSpec, target: Path, monkeypatch: pytest.MonkeyPatch):
     leave_free(monkeypatch, 100 * 2**20)
-    require_memory(spec, target, None)
+    require_memory(spec, target, None, has_gpu=False)
 
     with pytest.raises(BenchmarkError):
-        require_memory(spec, target, target)
+        require_memory(spec, target, target, has_gpu=False)
 
 
 def test_the_limit_of_a_container_counts(
@@ -161,7 +161,7 @@ def test_the_limit_of_a_container_counts(
     monkeypatch.setattr(memory, "read_cgroup_limits", lambda: limits)
 
     with pytest.raises(BenchmarkError) as caught:
-        require_memory(spec, target, None)
+        require_memory(spec, target, None, has_gpu=False)
 
     assert caught.value.kind == "too-little-memory"
 
@@ -171,14 +171,24 @@ def test_memory_that_can_not_be_read_refuses_nothing(
 ):
     monkeypatch.setattr(models, "available_memory_bytes", lambda: None)
 
-    require_memory(spec, target, target)
+    require_memory(spec, target, target, has_gpu=False)
 
 
-@pytest.mark.parametrize(("gpu_layers", "refused"), [(None, True), (0, True), (-1, False)])
+@pytest.mark.parametrize(
+    ("has_gpu", "gpu_layers", "refused"),
+    [
+        (False, None, True),
+        (False, -1, True),
+        (True, 0, True),
+        (True, None, False),
+        (True, -1, False),
+    ],
+)
 def test_layers_on_a_gpu_are_not_counted_against_memory(
     spec: JobSpec,
     target: Path,
     monkeypatch: pytest.MonkeyPatch,
+    has_gpu: bool,
     gpu_layers: int | None,
     refused: bool,
 ):
@@ -187,15 +197,15 @@ def test_layers_on_a_gpu_are_not_counted_against_memory(
 
     if refused:
         with pytest.raises(BenchmarkError):
-            require_memory(offloaded, target, None)
+            require_memory(offloaded, target, None, has_gpu=has_gpu)
     else:
-        require_memory(offloaded, target, None)
+        require_memory(offloaded, target, None, has_gpu=has_gpu)
 
 
 def test_a_file_without_a_header_is_a_failed_load(spec: JobSpec, target: Path):
     target.write_bytes(b"no model at all")
 
     with pytest.raises(BenchmarkError) as caught:
-        require_memory(spec, target, None)
+        require_memory(spec, target, None, has_gpu=False)
 
     assert caught.value.kind == "load-failed"

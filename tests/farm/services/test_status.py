@@ -143,3 +143,22 @@ class TestRemarks:
         queue_jobs(database, [spec()])
 
         assert "no registered machine matches 'any'" in status(database).remarks[0]
+
+    @pytest.mark.parametrize(
+        ("shares", "said"), [((0.05, None), False), ((0.05, 0.5), True), ((None, None), False)]
+    )
+    def test_says_how_many_jobs_ran_beside_other_programs(
+        self, database: Engine, shares: tuple[float | None, ...], said: bool
+    ) -> None:
+        queue_jobs(database, [spec(2), spec(4)])
+        worker = add_machine(database)
+        for share in shares:
+            held = claimed(database, worker)
+            with writing(database) as session:
+                before = {"busy_share_of_others": share}
+                jobs.describe_attempt(session, held, environment_before=before)
+                jobs.finish(session, held)
+
+        remarks = " ".join(status(database).remarks)
+
+        assert ("1 of 2 jobs began while other programs used more than 10%" in remarks) is said
