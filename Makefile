@@ -36,7 +36,8 @@ dashboard: setup ## open the dashboard on the state in .farm
 	@$(HOME_HERE) $(BIN)/farm dashboard
 
 test: setup-dev ## run the tests
-	@FARM_TEST_CHROMIUM="$$(sh scripts/chromium.sh)" $(BIN)/python -m pytest $(PYTEST_ARGS)
+	@FARM_LLAMA_SOURCE="$$($(BIN)/python -m farm.builds.source)" \
+		FARM_TEST_CHROMIUM="$$(sh scripts/chromium.sh)" $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 check: $(MADE)-dev ## lint, formatting and types
 	$(BIN)/ruff check .

@@ -46,7 +46,12 @@ HOME_OF = {
 # Everyone else asks the store. These three insert rows of their own and may become fewer.
 WRITERS = {"farm.services.submit", "worker.register", "worker.execute"}
 # Modules that are run themselves, beside the command line.
-PROGRAMS = {"farm.builds.wheel", "worker.probe.nvml_reader", "worker.bench.__main__"}
+PROGRAMS = {
+    "farm.builds.source",
+    "farm.builds.wheel",
+    "worker.probe.nvml_reader",
+    "worker.bench.__main__",
+}
 
 
 def modules() -> dict[str, Path]:

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Engine, select, update
 
 from farm.domain.decoding import Sampling, Settings, Speculation, SpeculationKind
-from farm.domain.hardware import GIB, Hardware, Machine, MachineKind
+from farm.domain.hardware import GIB, Gpu, Hardware, Machine, MachineKind
 from farm.domain.job import Arm, JobSpec, ModelRef
 from farm.domain.measurement import Parity, Sample
 from farm.domain.prompt import Prompt, PromptSet
@@ -105,9 +105,10 @@ def add_machine(
     kind: MachineKind = MachineKind.CPU,
     builds: Sequence[str] = (BUILD,),
     memory_bytes: int = 64 * GIB,
+    gpus: tuple[Gpu, ...] = (),
 ) -> jobs.Claimer:
     """Register a machine and return what a worker on it claims with."""
-    hardware = Hardware(kind, f"CPU of {name}", 8, 16, memory_bytes, "x86_64", "linux")
+    hardware = Hardware(kind, f"CPU of {name}", 8, 16, memory_bytes, "x86_64", "linux", gpus)
     with writing(engine) as session:
         session.add(
             HardwareProfileRow(

@@ -72,5 +72,7 @@ def real_vocabularies() -> Path:
     source = os.environ.get("FARM_LLAMA_SOURCE")
     folder = Path(source, "models") if source else None
     if folder is None or not folder.is_dir():
-        pytest.skip("FARM_LLAMA_SOURCE names no llama.cpp source tree")
+        pytest.fail(
+            "FARM_LLAMA_SOURCE names no llama.cpp source tree; run the tests by `make test`"
+        )
     return folder

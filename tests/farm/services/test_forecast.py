@@ -9,7 +9,7 @@ from sample_farm import add_machine, measure, model, paired, plan, queue_jobs, s
 from sqlalchemy import Engine
 
 from farm.domain.decoding import Settings
-from farm.domain.hardware import GIB, MachineKind
+from farm.domain.hardware import GIB, Gpu, MachineKind
 from farm.domain.job import Arm, JobSpec
 from farm.gguf.header import read_header
 from farm.services.forecast import ARMS, PROMPT_SHARE, WARM_UP_SHARE, Forecast, forecast
@@ -139,10 +139,15 @@ class TestObstacles:
 
         assert len(self.obstacles(database, made)) == 1
 
-    def test_layers_on_a_gpu_are_not_held_against_main_memory(self, database: Engine) -> None:
-        made = plan_needing(65 * GIB, [spec(settings=Settings(gpu_layers=-1))])
+    @pytest.mark.parametrize(("gpu_layers", "obstacles"), [(None, 0), (-1, 0), (0, 1)])
+    def test_a_gpus_own_memory_counts_unless_it_is_not_used(
+        self, database: Engine, gpu_layers: int | None, obstacles: int
+    ) -> None:
+        card = Gpu("NVIDIA H100", 80 * GIB)
+        add_machine(database, "gpu-box", kind=MachineKind.NVIDIA, gpus=(card,))
+        wanted = spec(machine="kind:nvidia", settings=Settings(gpu_layers=gpu_layers))
 
-        assert self.obstacles(database, made) == ()
+        assert len(self.obstacles(database, plan_needing(100 * GIB, [wanted]))) == obstacles
 
     def test_jobs_that_are_there_already_are_no_obstacle(self, database: Engine) -> None:
         queue_jobs(database, [spec(machine="kind:apple", target=model("target"))], "earlier")

@@ -251,7 +251,28 @@ def test_arms_drafts_and_verdicts_draw_from_streams_of_their_own(
         return rule(temperature, accept, rng)
 
     monkeypatch.setattr(job_module, "rule", noted)
+    monkeypatch.setattr(job_module, "STAYS_WARM_S", -1.0)
     list(pair.run(job_of(law, prompts=2, temperature=1.0, repeats=2, generate_tokens=2)))
 
     # Warm-up and four pairs of runs: one stream for the baseline, two for the speculative arm.
     assert len(states) == len(set(states)) == 3 * 5
+
+
+def test_a_pair_warms_up_unless_it_ran_a_moment_ago(
+    pair: Pair, law: Law, monkeypatch: pytest.MonkeyPatch
+):
+    seeds: list[int] = []
+
+    def noted(temperature: float, accept: str, rng: np.random.Generator) -> Greedy:
+        seeds.append(len(seeds))
+        return rule(temperature, accept, rng)
+
+    monkeypatch.setattr(job_module, "rule", noted)
+    monkeypatch.setattr(job_module, "STAYS_WARM_S", -1.0)
+    list(pair.run(job_of(law, prompts=1, generate_tokens=2)))
+    cold = len(seeds)
+    monkeypatch.setattr(job_module, "STAYS_WARM_S", 3600.0)
+    list(pair.run(job_of(law, prompts=1, generate_tokens=2)))
+
+    # A rule for the baseline, two for the speculative arm, and as many again to warm up.
+    assert (cold, len(seeds) - cold) == (6, 3)

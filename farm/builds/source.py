@@ -1,0 +1,85 @@
+"""The source that llama-cpp-python is compiled from, and what the tests read out of it.
+
+Run as `python -m farm.builds.source`: it prints the folder of a llama.cpp tree that holds the
+vocabulary-only models of many families, fetching them once.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from farm import paths
+from farm.builds.recipe import Pin, read_pin
+from farm.builds.wheel import ENGINE_LOCK
+from farm.errors import InfrastructureError, SpecfarmError
+
+VOCABULARIES = "vendor/llama.cpp/models/ggml-vocab-"
+
+
+def fetch(pin: Pin, folder: Path, pip: Sequence[str]) -> Path:
+    """Download the pinned source distribution into `folder`. Raises InfrastructureError."""
+    requirements = folder / "requirements.txt"
+    requirements.write_text(pin.requirement + "\n")
+    command = [*pip, "download", "--no-deps", "--no-binary", "llama-cpp-python"]
+    done = subprocess.run(
+        [*command, "-r", str(requirements), "-d", str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    found = next(folder.glob("llama_cpp_python-*.tar.gz"), None)
+    if done.returncode or found is None:
+        reason = (done.stderr or done.stdout).strip().splitlines() or ["no reason given"]
+        raise InfrastructureError(
+            f"The source of llama-cpp-python {pin.version} could not be fetched: {reason[-1]}"
+        )
+    return found
+
+
+def vocabularies(pin: Pin, store: Path, pip: Sequence[str] = (sys.executable, "-m", "pip")) -> Path:
+    """Return a llama.cpp folder with the source's vocabulary-only models, fetched once.
+
+    It appears only when complete. Raises InfrastructureError.
+    """
+    target = store / pin.version
+    if not target.is_dir():
+        store.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=store) as work:
+            sdist = fetch(pin, Path(work), pip)
+            unpacked = Path(work) / "unpacked"
+            with tarfile.open(sdist) as archive:
+                for member in archive:
+                    # The first folder is named after the release.
+                    member.name = member.name.partition("/")[2]
+                    if member.isfile() and member.name.startswith(VOCABULARIES):
+                        archive.extract(member, unpacked, filter="data")
+            if not unpacked.is_dir():
+                raise InfrastructureError(
+                    f"The source of llama-cpp-python {pin.version} holds no vocabulary models."
+                )
+            if not target.is_dir():
+                shutil.move(unpacked, target)
+    return target / "vendor" / "llama.cpp"
+
+
+def main() -> None:
+    """Print the llama.cpp folder."""
+    try:
+        pin = read_pin(paths.resource("configs").parent / ENGINE_LOCK)
+        print(vocabularies(pin, paths.cache() / "sources"))
+    except SpecfarmError as error:
+        print(f"specfarm: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except OSError as error:
+        print(f"specfarm: {error}", file=sys.stderr)
+        sys.exit(InfrastructureError.exit_code)
+
+
+if __name__ == "__main__":
+    main()
