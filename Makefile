@@ -77,7 +77,7 @@ $(MADE)-cmake-args: $(MADE)-python FORCE
 	@if [ -n "$${CMAKE_ARGS+given}" ] || [ ! -f $@ ]; then \
 		printf '%s' "$$CMAKE_ARGS" | cmp -s - $@ || printf '%s' "$$CMAKE_ARGS" > $@; fi
 
-$(MADE)-engine: requirements-engine.lock farm/builds/wheel.py farm/builds/recipe.py farm/builds/llama_cpp.cmake \
+$(MADE)-engine: requirements-engine.lock farm/builds/wheel.py farm/builds/compile.py farm/builds/recipe.py farm/builds/llama_cpp.cmake \
 		$(MADE)-cmake-args $(MADE)-runtime
 	@CMAKE_ARGS="$$(cat $(MADE)-cmake-args)" $(BIN)/python -m farm.builds.wheel
 	@touch $@
