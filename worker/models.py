@@ -46,10 +46,10 @@ def fits_twice(spec: JobSpec, target: Path, draft: Path | None) -> bool:
     In main memory a second copy shares the file's pages and costs its cache and buffers only. In
     a GPU's own memory it costs everything again; where that can't be read, the answer is no.
     """
-    headers = [read_header(path) for path in (target, draft) if path is not None]
     settings = spec.settings
     kinds = (settings.context_tokens, settings.cache_type_k, settings.cache_type_v)
     try:
+        headers = [read_header(path) for path in (target, draft) if path is not None]
         need, *others = (memory_need_bytes(header, *kinds) for header in headers)
     except UserError as error:
         raise BenchmarkError("load-failed", str(error)) from None

@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from farm.builds import tools
+from farm.builds.tools import ToolBuild
 from farm.domain.decoding import Settings
 from farm.gguf.calibration import Law, law_of, make_pair
 from farm.gguf.header import read_header
@@ -35,3 +38,12 @@ def one_thread() -> Settings:
 def one_thread_payload(one_thread: Settings) -> dict[str, Any]:
     """Return `one_thread` as the child gets it."""
     return asdict(one_thread)
+
+
+@pytest.fixture(scope="session")
+def llama_tools() -> ToolBuild:
+    """Return real binaries: of FARM_LLAMA_TOOLS, of `farm builds list`, or compiled now (minutes).
+
+    Without them nothing is known about the engine, so no test is left out.
+    """
+    return tools.ensure(Console(stderr=True))

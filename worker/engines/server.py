@@ -28,6 +28,7 @@ LISTEN_S = 1.0
 POLL_S = 0.02
 PROBE_LIMIT_S = 10.0
 STARTS = 3
+BROKEN = (OSError, http.client.HTTPException)
 # A crashing server prints its stack first.
 DYING_S = 10.0
 
@@ -167,8 +168,9 @@ class Server:
     def _serves(self) -> bool:
         try:
             # `/health` needs no key: whoever else has the port would answer it too.
-            return self._probe("/health")[0] == 200 and self._probe("/props")[0] == 200
-        except OSError:
+            paths = ("/health", "/props")
+            return all(self._ask(path, None, PROBE_LIMIT_S)[0] == 200 for path in paths)
+        except BROKEN:
             return False
 
     def _prove(self) -> None:
@@ -211,7 +213,7 @@ class Server:
                 self._give_up_at(deadline)
                 yield None
                 continue
-            if isinstance(result, (OSError, http.client.HTTPException)):
+            if isinstance(result, BROKEN):
                 raise self._lost(result)
             if isinstance(result, Exception):
                 raise result
@@ -237,7 +239,10 @@ class Server:
             raise BenchmarkError("timeout", message, tail)
 
     def _probe(self, path: str) -> tuple[int, str]:
-        return self._ask(path, None, PROBE_LIMIT_S)
+        try:
+            return self._ask(path, None, PROBE_LIMIT_S)
+        except BROKEN as error:
+            raise self._lost(error) from None
 
     def _ask(
         self, path: str, body: dict[str, Any] | None, limit_s: float | None
