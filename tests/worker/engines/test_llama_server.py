@@ -22,7 +22,7 @@ from gguf import GGUFReader
 from farm.builds import tools
 from farm.builds.arguments import arguments
 from farm.builds.tools import ToolBuild
-from farm.domain.decoding import Sampling, Settings, Speculation, SpeculationKind
+from farm.domain.decoding import AcceptRule, Sampling, Settings, Speculation, SpeculationKind
 from farm.domain.job import Arm, JobSpec, ModelRef
 from farm.domain.measurement import Parity
 from farm.errors import BenchmarkError
@@ -270,7 +270,7 @@ class TestParity:
     def test_both_arms_draw_the_same_text_above_temperature_0(
         self, load: Load, spec: JobSpec, prompts: list[PreparedPrompt]
     ) -> None:
-        rule = replace(spec.speculation, accept="match")
+        rule = replace(spec.speculation, accept=AcceptRule.MATCH)
         warm = replace(spec, speculation=rule, sampling=Sampling(0.8, 5), repeats=2)
         samples = measured(load(warm), warm, prompts)
         plain, drafted = (of_arm(samples, arm) for arm in Arm)
@@ -328,13 +328,8 @@ class TestProcesses:
         psutil.wait_procs(found, timeout=30)
         assert not any(process.is_running() for process in found)
 
-    def test_a_stranger_on_the_port_is_not_taken_for_the_server(
-        self, load: Load, spec: JobSpec, prompts: list[PreparedPrompt]
-    ) -> None:
-        """Each server has a key of its own, so a request can't reach another arm's by mistake."""
-        engine = load(spec)
-        keys = {
-            process.cmdline()[process.cmdline().index("--api-key") + 1] for process in servers()
-        }
-        assert len(keys) == 2
-        measured(engine, spec, prompts)
+    def test_no_two_servers_answer_to_one_key(self, load: Load, spec: JobSpec) -> None:
+        """Whoever else has a port can't be taken for the server that should have it."""
+        load(spec)
+        commands = [process.cmdline() for process in servers()]
+        assert len({command[command.index("--api-key") + 1] for command in commands}) == 2
