@@ -35,7 +35,8 @@ demo: setup ## measure a small model pair from start to recommendation (state in
 dashboard: setup ## open the dashboard on the state in .farm
 	@$(HOME_HERE) $(BIN)/farm dashboard
 
-test: setup-dev ## run the tests
+test: setup-dev ## run the tests; compiles llama-server once (minutes)
+	@[ -n "$$FARM_LLAMA_TOOLS" ] || $(BIN)/farm builds compile >/dev/null
 	@FARM_TEST_CHROMIUM="$$(sh scripts/chromium.sh)" $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 check: $(MADE)-dev ## lint, formatting and types

@@ -167,9 +167,10 @@ class Server:
 
     def _serves(self) -> bool:
         try:
-            # `/health` needs no key: whoever else has the port would answer it too.
-            paths = ("/health", "/props")
-            return all(self._ask(path, None, PROBE_LIMIT_S)[0] == 200 for path in paths)
+            if self._ask("/health", None, PROBE_LIMIT_S)[0] != 200:
+                return False
+            # Whoever else has the port may answer that, but doesn't know our key.
+            return self._ask("/tokenize", {"content": "a"}, PROBE_LIMIT_S)[0] == 200
         except BROKEN:
             return False
 
