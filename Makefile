@@ -35,8 +35,11 @@ demo: setup ## measure a small model pair from start to recommendation (state in
 dashboard: setup ## open the dashboard on the state in .farm
 	@$(HOME_HERE) $(BIN)/farm dashboard
 
-test: setup-dev ## run the tests
-	@FARM_LLAMA_SOURCE="$$($(BIN)/python -m farm.builds.source)" \
+test: setup-dev ## run the tests; compiles llama-server once (minutes)
+	@tools="$${FARM_LLAMA_TOOLS:-$$($(BIN)/farm builds compile --json | $(BIN)/python -c \
+			'import json, sys; print(json.load(sys.stdin)[0]["folder"])')}" && \
+		FARM_LLAMA_TOOLS="$$tools" \
+		FARM_LLAMA_SOURCE="$$($(BIN)/python -m farm.builds.source)" \
 		FARM_TEST_CHROMIUM="$$(sh scripts/chromium.sh)" $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 check: $(MADE)-dev ## lint, formatting and types
@@ -78,7 +81,7 @@ $(MADE)-cmake-args: $(MADE)-python FORCE
 	@if [ -n "$${CMAKE_ARGS+given}" ] || [ ! -f $@ ]; then \
 		printf '%s' "$$CMAKE_ARGS" | cmp -s - $@ || printf '%s' "$$CMAKE_ARGS" > $@; fi
 
-$(MADE)-engine: requirements-engine.lock farm/builds/wheel.py farm/builds/recipe.py farm/builds/llama_cpp.cmake \
+$(MADE)-engine: requirements-engine.lock farm/builds/wheel.py farm/builds/compile.py farm/builds/recipe.py farm/builds/llama_cpp.cmake \
 		$(MADE)-cmake-args $(MADE)-runtime
 	@CMAKE_ARGS="$$(cat $(MADE)-cmake-args)" $(BIN)/python -m farm.builds.wheel
 	@touch $@

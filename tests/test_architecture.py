@@ -47,6 +47,7 @@ HOME_OF = {
 WRITERS = {"farm.services.submit", "worker.register", "worker.execute"}
 # Modules that are run themselves, beside the command line.
 PROGRAMS = {
+    "farm.builds.compile",
     "farm.builds.source",
     "farm.builds.wheel",
     "worker.probe.nvml_reader",

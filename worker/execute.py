@@ -77,6 +77,10 @@ class Executor:
             self._busy.release()
         return done
 
+    def offer(self, claimer: jobs.Claimer) -> None:
+        """Claim with this from now on: builds come and go while a worker runs."""
+        self._claimer = claimer
+
     def stop(self) -> None:
         """Ask the running job to be given back, and claim no more."""
         self._stopping.set()

@@ -68,7 +68,7 @@ def _keep(app: Celery, database: Engine, machine: Machine, executor: Executor) -
     """
     while True:
         try:
-            register(database, machine)
+            executor.offer(register(database, machine))
             ring_due(database, app)
         except InfrastructureError as error:
             log.warning("%s", error)

@@ -11,6 +11,7 @@ from farm.gguf.header import read_header
 from farm.gguf.identity import digest_of
 from farm.gguf.memory import memory_need_bytes
 from worker.probe.memory import available_memory_bytes
+from worker.probe.nvidia import read_nvidia
 
 GIB = 1024**3
 
@@ -37,6 +38,32 @@ def locate(model: ModelRef, models_folder: Path | None) -> Path:
         )
     where = f" or in {models_folder}" if models_folder else "; set FARM_MODELS to its folder here"
     raise BenchmarkError("model-missing", f"{name} is neither at {model.path}{where}.")
+
+
+def fits_twice(spec: JobSpec, target: Path, draft: Path | None) -> bool:
+    """Say whether the target can be loaded a second time beside the pair.
+
+    In main memory a second copy shares the file's pages and costs its cache and buffers only. In
+    a GPU's own memory it costs everything again; where that can't be read, the answer is no.
+    """
+    settings = spec.settings
+    kinds = (settings.context_tokens, settings.cache_type_k, settings.cache_type_v)
+    try:
+        headers = [read_header(path) for path in (target, draft) if path is not None]
+        need, *others = (memory_need_bytes(header, *kinds) for header in headers)
+    except UserError as error:
+        raise BenchmarkError("load-failed", str(error)) from None
+    reading = read_nvidia() if settings.gpu_layers != 0 else None
+    if reading is not None and reading.gpus:
+        free = [
+            gpu.memory_bytes - gpu.memory_used_bytes
+            for gpu in reading.gpus
+            if gpu.memory_bytes is not None and gpu.memory_used_bytes is not None
+        ]
+        return len(free) == len(reading.gpus) and 2 * need + sum(others) <= sum(free)
+    shared = headers[0].tensor_bytes
+    available = available_memory_bytes()
+    return available is None or 2 * need - shared + sum(others) <= available
 
 
 def require_memory(spec: JobSpec, target: Path, draft: Path | None, *, has_gpu: bool) -> None:

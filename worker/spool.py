@@ -118,5 +118,5 @@ def _whole(line: str) -> bool:
 def _sample(line: str) -> Sample:
     values: dict[str, Any] = json.loads(line)
     for name in ("accepted_per_position", "drafted_per_position", "output_ids"):
-        values[name] = tuple(values[name])
+        values[name] = None if values[name] is None else tuple(values[name])
     return Sample(**values | {"arm": Arm(values["arm"]), "parity": Parity(values["parity"])})

@@ -30,6 +30,7 @@ COMMANDS = {
     "dashboard": "farm.cli.dashboard:dashboard",
     "worker": "farm.cli.fleet:worker",
     "machines": "farm.cli.machines:machines",
+    "builds": "farm.cli.builds:app",
     "calibrate": "farm.cli.calibrate:app",
     "compat": "farm.cli.compat:compat",
     "db": "farm.cli.db:app",

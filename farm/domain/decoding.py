@@ -10,12 +10,31 @@ class SpeculationKind(StrEnum):
     """Where drafted tokens come from; llama.cpp's own words where it has one."""
 
     DRAFT_SIMPLE = "draft-simple"
+    DRAFT_MTP = "draft-mtp"
+    DRAFT_EAGLE3 = "draft-eagle3"
+    DRAFT_DFLASH = "draft-dflash"
+    DRAFT_DSPARK = "draft-dspark"
+    NGRAM_SIMPLE = "ngram-simple"
+    NGRAM_MAP_K = "ngram-map-k"
+    NGRAM_MAP_K4V = "ngram-map-k4v"
+    NGRAM_MOD = "ngram-mod"
+    NGRAM_CACHE = "ngram-cache"
     PROMPT_LOOKUP = "prompt-lookup"
 
     @property
+    def takes_draft(self) -> bool:
+        """Say whether this kind drafts with a network, and so can read a draft model's file."""
+        return self.value.startswith("draft-")
+
+    @property
     def needs_draft(self) -> bool:
-        """Say whether this kind reads a draft model's file."""
-        return self is SpeculationKind.DRAFT_SIMPLE
+        """Say whether this kind can't do without a draft file: MTP has the target's heads."""
+        return self.takes_draft and self is not SpeculationKind.DRAFT_MTP
+
+    @property
+    def is_ngram(self) -> bool:
+        """Say whether this is one of llama.cpp's kinds that draft from earlier text."""
+        return self.value.startswith("ngram-")
 
 
 class AcceptRule(StrEnum):

@@ -27,8 +27,9 @@ class Sample:
     decode_ms covers the tokens after the first (the first comes out of the prompt's own pass),
     so decode tok/s is (generated_tokens - 1) / decode_ms * 1000. accepted_per_position[i] counts
     rounds whose (i+1)-th drafted token was accepted. For a baseline the speculative counts are 0
-    and the arrays empty. first_divergence is an index into output_ids, None where equal or not
-    compared; margin_logits is the baseline's top-2 logit gap there.
+    and the arrays empty. None is what the engine does not report, never 0. first_divergence is an
+    index into output_ids, None where equal or not compared; margin_logits is the baseline's top-2
+    logit gap there.
     """
 
     prompt_digest: str
@@ -37,18 +38,18 @@ class Sample:
     prompt_tokens: int
     generated_tokens: int
     prompt_ms: float
-    draft_prompt_ms: float
+    draft_prompt_ms: float | None
     decode_ms: float
-    draft_ms: float
-    verify_ms: float
-    rounds: int
+    draft_ms: float | None
+    verify_ms: float | None
+    rounds: int | None
     drafted: int
     accepted: int
-    accepted_per_position: tuple[int, ...]
-    drafted_per_position: tuple[int, ...]
+    accepted_per_position: tuple[int, ...] | None
+    drafted_per_position: tuple[int, ...] | None
     output_ids: tuple[int, ...]
     output_digest: str
-    peak_rss_bytes: int
+    peak_rss_bytes: int | None
     parity: Parity
     first_divergence: int | None
     margin_logits: float | None

@@ -6,7 +6,8 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from farm.domain.decoding import AcceptRule, Settings, SpeculationKind
+from farm.domain.decoding import AcceptRule, Settings, Speculation, SpeculationKind
+from farm.domain.engines import NGRAM_LOOKUP_TOKENS, NGRAM_MIN_HITS, NGRAM_MOD_LOOKUP_TOKENS
 from farm.report.wording import plain
 from farm.science.recommendation import Verdict
 from farm.services.recommend import CALIBRATION_NOTE, Recommendation
@@ -64,18 +65,34 @@ def argument_lines(recommendation: Recommendation) -> list[list[str]] | None:
     arguments = ["llama-server", "-m", _file(setup.target)]
     draft_arguments: list[str] = []
     if recommendation.verdict is Verdict.ON and best is not None:
-        if best.speculation.kind is not SpeculationKind.DRAFT_SIMPLE or setup.draft is None:
+        kind = best.speculation.kind
+        if kind is SpeculationKind.PROMPT_LOOKUP or (kind.needs_draft and setup.draft is None):
             return None
-        arguments += ["-md", _file(setup.draft)]
-        draft_arguments = [
-            "--spec-type", best.speculation.kind.value,
-            "--spec-draft-n-max", str(best.speculation.n_max),
-            "--spec-draft-n-min", str(best.speculation.n_min),
-            "--spec-draft-p-min", f"{best.speculation.p_min:g}",
-        ]  # fmt: skip
+        if setup.draft is not None:
+            arguments += ["-md", _file(setup.draft)]
+        draft_arguments = ["--spec-type", kind.value, *_speculation_arguments(best.speculation)]
     rest = _settings_arguments(setup.settings, speculates=bool(draft_arguments))
     rest = ["-np", "1", "--temp", f"{setup.temperature:g}", *rest]
     return [arguments, draft_arguments, rest] if draft_arguments else [[*arguments, *rest]]
+
+
+def _speculation_arguments(speculation: Speculation) -> list[str]:
+    """Return the flags of today's llama-server that are not `--spec-type`."""
+    k = str(speculation.n_max)
+    match speculation.kind:
+        case SpeculationKind.NGRAM_CACHE:
+            return []
+        case SpeculationKind.NGRAM_MOD:
+            flags = {"n-max": k, "n-min": str(speculation.n_min)}
+            flags |= {"n-match": str(NGRAM_MOD_LOOKUP_TOKENS)}
+        case kind if kind.is_ngram:
+            flags = {"size-m": k, "size-n": str(NGRAM_LOOKUP_TOKENS)}
+            flags |= {"min-hits": str(NGRAM_MIN_HITS)}
+        case _:
+            flags = {"n-max": k, "n-min": str(speculation.n_min)}
+            flags |= {"p-min": f"{speculation.p_min:g}"}
+    prefix = "draft" if speculation.kind.takes_draft else speculation.kind.value
+    return [part for name, value in flags.items() for part in (f"--spec-{prefix}-{name}", value)]
 
 
 def _lines(arguments: list[list[str]]) -> str:

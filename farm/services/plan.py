@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from farm.builds.tools import newest
 from farm.domain.decoding import AcceptRule, Sampling, Settings, Speculation, SpeculationKind
+from farm.domain.engines import LLAMA_SERVER, why_not
 from farm.domain.job import JobSpec, ModelRef
 from farm.domain.prompt import Prompt, PromptSet
 from farm.errors import UserError
@@ -68,6 +70,7 @@ def plan_sweep(path: Path, progress: Progress | None = None) -> Plan:
     pair is a refusal.
     """
     sweep, source = load_sweep(path)
+    build = _build(sweep.engine, sweep.build)
     prompt_set = find_prompt_set(sweep.prompts.set, path.parent)
     chosen = _choose_prompts(sweep, prompt_set)
     models: dict[str, PlannedModel] = {}
@@ -77,14 +80,17 @@ def plan_sweep(path: Path, progress: Progress | None = None) -> Plan:
     for entry in sweep.pairs:
         target = _model(entry.target, path.parent, progress)
         models[target.ref.digest] = target
+        kind = SpeculationKind(entry.kind)
         for draft in _drafts(entry, path.parent, progress):
-            if draft is not None:
+            # llama.cpp asks this of draft-simple only: the other drafts are made for their target.
+            if draft is not None and kind is SpeculationKind.DRAFT_SIMPLE:
                 compatibility = check_pair(target.header, draft.header)
                 if not compatibility.compatible:
                     refusals.append(Refusal(target.ref.name, draft.ref.name, compatibility.reasons))
                     continue
+            if draft is not None:
                 models[draft.ref.digest] = draft
-            for job in _cells(sweep, entry, target, draft, chosen):
+            for job in _cells(sweep, entry, target, draft, chosen, build):
                 jobs[job.key] = job
                 if len(jobs) > MAX_JOBS:
                     raise UserError(
@@ -143,7 +149,9 @@ def _cells(
     target: PlannedModel,
     draft: PlannedModel | None,
     prompts: dict[str, list[Prompt]],
+    build: str,
 ) -> Iterator[JobSpec]:
+    kind = SpeculationKind(entry.kind)
     for settings, temperature, seed, (
         category,
         members,
@@ -153,24 +161,18 @@ def _cells(
         sweep.seeds,
         prompts.items(),
         sweep.p_min,
-        sweep.accept,
+        sweep.accept_rules,
         sweep.k,
         sweep.machines,
     ):
+        speculation = _speculation(sweep, kind, n_max, p_min, accept, temperature)
         yield JobSpec(
             machine=machine,
             engine=sweep.engine,
-            build=_build(sweep.build),
+            build=build,
             target=target.ref,
             draft=draft.ref if draft else None,
-            speculation=Speculation(
-                kind=SpeculationKind(entry.kind),
-                n_max=n_max,
-                n_min=sweep.n_min,
-                p_min=float(p_min) if draft else 0.0,
-                # At temperature 0 both rules are one comparison, and no seed is used.
-                accept=AcceptRule(accept) if temperature > 0 else AcceptRule.EXACT,
-            ),
+            speculation=speculation,
             sampling=Sampling(float(temperature), seed if temperature > 0 else 0),
             settings=settings,
             category=category,
@@ -179,6 +181,27 @@ def _cells(
             repeats=sweep.repeats,
             label=sweep.label,
         )
+
+
+def _speculation(
+    sweep: SweepFile,
+    kind: SpeculationKind,
+    n_max: int,
+    p_min: float,
+    accept: AcceptRule,
+    temperature: float,
+) -> Speculation:
+    speculation = Speculation(
+        kind=kind,
+        n_max=n_max,
+        n_min=sweep.n_min,
+        p_min=float(p_min) if kind.takes_draft else 0.0,
+        # At temperature 0 both rules are one comparison, and no seed is used.
+        accept=accept if temperature > 0 else AcceptRule.EXACT,
+    )
+    if reason := why_not(sweep.engine, speculation, temperature):
+        raise UserError(f"kind {kind}, K = {n_max}: {reason}. Nothing was submitted.")
+    return speculation
 
 
 def _settings(sweep: SweepFile) -> list[Settings]:
@@ -197,9 +220,11 @@ def _settings(sweep: SweepFile) -> list[Settings]:
     ]
 
 
-def _build(build: str) -> str:
+def _build(engine: str, build: str) -> str:
     if build != INSTALLED:
         return build
+    if engine == LLAMA_SERVER:
+        return newest().name
     try:
         return f"llama-cpp-python=={metadata.version('llama-cpp-python')}"
     except metadata.PackageNotFoundError:

@@ -50,7 +50,7 @@ class CurvePoint:
     """One configuration measured under a setup.
 
     speedup: simultaneous 95 % interval, None under 3 prompts. Rates are totals over the samples;
-    None where nothing was drafted or decoded.
+    None where nothing was drafted or decoded, or the engine does not report it.
     """
 
     speculation: Speculation
@@ -167,7 +167,7 @@ def _point(
     speculative = arms[Arm.SPECULATIVE]
     drafted = sum(sample.drafted for sample in speculative)
     accepted = sum(sample.accepted for sample in speculative)
-    rounds = sum(sample.rounds for sample in speculative)
+    rounds = _total_rounds(speculative)
     return CurvePoint(
         speculation=speculation,
         prompts=len(_log_speedups(samples)),
@@ -178,6 +178,11 @@ def _point(
         tokens_per_round=1 + accepted / rounds if rounds else None,
         parity=dict(Counter(sample.parity for sample in speculative)),
     )
+
+
+def _total_rounds(samples: Sequence[MeasuredSample]) -> int | None:
+    known = [sample.rounds for sample in samples if sample.rounds is not None]
+    return sum(known) if len(known) == len(samples) else None
 
 
 def _tok_s(samples: Sequence[MeasuredSample]) -> float | None:

@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from farm.domain.decoding import AcceptRule, SpeculationKind
+from farm.domain.engines import LLAMA_SERVER
 from farm.errors import UserError
 
 K_MAX = 128
@@ -73,14 +74,26 @@ class PairEntry(_Strict):
 
     target: str
     drafts: Many[str] | None = None
-    kind: Literal["draft-simple", "prompt-lookup"] = "draft-simple"
+    kind: Literal[
+        "draft-simple",
+        "draft-mtp",
+        "draft-eagle3",
+        "draft-dflash",
+        "draft-dspark",
+        "ngram-simple",
+        "ngram-map-k",
+        "ngram-map-k4v",
+        "ngram-mod",
+        "ngram-cache",
+        "prompt-lookup",
+    ] = "draft-simple"
 
     @model_validator(mode="after")
     def _drafts_fit_kind(self) -> PairEntry:
-        needs = SpeculationKind(self.kind).needs_draft
-        if needs and not self.drafts:
+        kind = SpeculationKind(self.kind)
+        if kind.needs_draft and not self.drafts:
             raise ValueError(f"kind {self.kind} needs 'drafts'; a kind without is prompt-lookup")
-        if not needs and self.drafts:
+        if not kind.takes_draft and self.drafts:
             raise ValueError(f"kind {self.kind} takes no 'drafts'")
         return self
 
@@ -105,7 +118,7 @@ class SweepFile(_Strict):
     k: Annotated[Many[N], BeforeValidator(_spelled_out)]
     p_min: Many[Annotated[float, Field(ge=0, le=1)]] = [0.0]
     n_min: Annotated[int, Field(ge=0, le=K_MAX)] = 0
-    accept: Many[Literal["exact", "match"]] = [AcceptRule.EXACT.value]
+    accept: Many[Literal["exact", "match"]] | None = None
     temperatures: Many[Annotated[float, Field(ge=0, le=5)]] = [0.0]
     seeds: Many[Annotated[int, Field(ge=0)]] = [0]
     prompts: PromptChoice = PromptChoice()
@@ -118,7 +131,7 @@ class SweepFile(_Strict):
     cache_type_k: Many[CacheType] = ["f16"]
     cache_type_v: Many[CacheType] = ["f16"]
     flash_attention: Many[Annotated[FlashAttention, BeforeValidator(_yaml_word)]] = ["auto"]
-    engine: Literal["in-process"] = "in-process"
+    engine: Literal["in-process", "llama-server"] = "in-process"
     build: str = INSTALLED
 
     @model_validator(mode="after")
@@ -128,6 +141,13 @@ class SweepFile(_Strict):
                 f"n_min {self.n_min} is above k {min(self.k)}, which never drafts so many"
             )
         return self
+
+    @property
+    def accept_rules(self) -> list[AcceptRule]:
+        """Return the rules to measure; llama-server has but one."""
+        if self.accept is None:
+            return [AcceptRule.MATCH if self.engine == LLAMA_SERVER else AcceptRule.EXACT]
+        return [AcceptRule(rule) for rule in self.accept]
 
 
 def load_sweep(path: Path) -> tuple[SweepFile, str]:

@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 VERSION = 1
 
 
-def pack(arrays: Mapping[str, Sequence[int]]) -> bytes:
-    """Return named integer arrays as a blob."""
-    body = json.dumps({name: list(values) for name, values in arrays.items()})
+def pack(arrays: Mapping[str, Sequence[int] | None]) -> bytes:
+    """Return named integer arrays as a blob; one that is None is left out."""
+    body = json.dumps({name: list(values) for name, values in arrays.items() if values is not None})
     return bytes([VERSION]) + zlib.compress(body.encode())
 
 

@@ -33,7 +33,7 @@ RING_AGAIN_SECONDS = 60.0
 # A crash or a lost worker may be chance; these would only fail again.
 FINAL_ERROR_KINDS = frozenset(
     {"model-missing", "model-changed", "load-failed", "incompatible", "bad-request", "timeout",
-     "too-little-memory", "unsupported"}
+     "too-little-memory", "unsupported", "not-speculating", "build-changed"}
 )  # fmt: skip
 
 

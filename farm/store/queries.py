@@ -42,7 +42,7 @@ class MeasuredSample:
     generated_tokens: int
     prompt_ms: float
     decode_ms: float
-    rounds: int
+    rounds: int | None
     drafted: int
     accepted: int
     parity: str

@@ -200,7 +200,10 @@ class AttemptRow(Base):
 
 
 class SampleRow(Base):
-    """One prompt x repeat x arm of one attempt; `arrays` is the blob of `farm.store.arrays`."""
+    """One prompt x repeat x arm of one attempt; `arrays` is the blob of `farm.store.arrays`.
+
+    NULL is what the engine does not report; an array it does not report is not in the blob.
+    """
 
     __tablename__ = "sample"
 
@@ -213,15 +216,15 @@ class SampleRow(Base):
     prompt_tokens: Mapped[int]
     generated_tokens: Mapped[int]
     prompt_ms: Mapped[float]
-    draft_prompt_ms: Mapped[float]
+    draft_prompt_ms: Mapped[float | None]
     decode_ms: Mapped[float]
-    draft_ms: Mapped[float]
-    verify_ms: Mapped[float]
-    rounds: Mapped[int]
+    draft_ms: Mapped[float | None]
+    verify_ms: Mapped[float | None]
+    rounds: Mapped[int | None]
     drafted: Mapped[int]
     accepted: Mapped[int]
     output_digest: Mapped[str]
-    peak_rss_bytes: Mapped[int] = mapped_column(BigInteger)
+    peak_rss_bytes: Mapped[int | None] = mapped_column(BigInteger)
     parity: Mapped[str]
     first_divergence: Mapped[int | None]
     margin_logits: Mapped[float | None]

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from small_farm import SmallFarm
 
+from farm.builds import tools
+from farm.builds.tools import ToolBuild
 from farm.domain.decoding import Settings
 from farm.gguf.calibration import Law, law_of, make_pair
 from farm.gguf.header import read_header
-from worker import child, execute, spool
+from worker import execute, process, spool
 from worker.probe.environment import read_environment
 
 
@@ -63,7 +66,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lose no time: short readings of the environment, short waits between tries."""
     monkeypatch.setattr(execute, "read_environment", partial(read_environment, 0.01))
     monkeypatch.setattr(spool, "RETRY_PAUSE_S", 0.01)
-    monkeypatch.setattr(child, "END_GRACE_S", 0.5)
+    monkeypatch.setattr(process, "END_GRACE_S", 0.5)
 
 
 @pytest.fixture
@@ -71,3 +74,12 @@ def farm(small_farm: SmallFarm) -> SmallFarm:
     """Return a farm with one job of three prompts."""
     small_farm.submit(k=[2], categories=["chat"])
     return small_farm
+
+
+@pytest.fixture(scope="session")
+def llama_tools() -> ToolBuild:
+    """Return real binaries: of FARM_LLAMA_TOOLS, of `farm builds list`, or compiled now (minutes).
+
+    Without them nothing is known about the engine, so no test is left out.
+    """
+    return tools.ensure(Console(stderr=True))

@@ -11,8 +11,9 @@ import psutil
 import pytest
 
 from farm.errors import BenchmarkError
-from worker import child as child_module
-from worker.child import LOG_TAIL_BYTES, Child
+from worker import process as process_module
+from worker.child import Child
+from worker.process import LOG_TAIL_BYTES
 
 PATIENCE_S = 30.0
 """How long a test waits for what must happen; nothing waits that long unless it fails."""
@@ -27,13 +28,13 @@ def soon() -> float:
 @pytest.fixture
 def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lose no time on children that are known to outlive any grace."""
-    monkeypatch.setattr(child_module, "END_GRACE_S", 0.1)
+    monkeypatch.setattr(process_module, "END_GRACE_S", 0.1)
 
 
 @pytest.fixture
 def long_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give children that end by themselves all the time they take."""
-    monkeypatch.setattr(child_module, "END_GRACE_S", PATIENCE_S)
+    monkeypatch.setattr(process_module, "END_GRACE_S", PATIENCE_S)
 
 
 @pytest.fixture

@@ -29,7 +29,11 @@ class BuildInfo:
 
 
 class Engine(Protocol):
-    """A loaded pair of one build. Raises farm.errors.BenchmarkError with the error's kind."""
+    """A loaded pair of one build. Raises farm.errors.BenchmarkError with the error's kind.
+
+    It serves every job with the `pair_key` it was loaded for. What a job asks for beyond that
+    (another K, kind or temperature), the engine sees to when it runs it.
+    """
 
     build: BuildInfo
 

@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from farm.domain.engines import IN_PROCESS
 from farm.domain.job import Arm, JobSpec
 from farm.domain.measurement import Parity, Sample
 from farm.errors import BenchmarkError
@@ -64,7 +65,7 @@ class InProcessEngine:
 class InProcessFactory:
     """Starts children of this interpreter."""
 
-    name = "in-process"
+    name = IN_PROCESS
 
     def builds(self) -> tuple[str, ...]:
         """Return the installed llama-cpp-python, if any."""

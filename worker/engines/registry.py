@@ -4,5 +4,7 @@ from __future__ import annotations
 
 from worker.engines.contract import EngineFactory
 from worker.engines.in_process import InProcessFactory
+from worker.engines.llama_server import LlamaServerFactory
 
-ENGINES: dict[str, EngineFactory] = {factory.name: factory for factory in (InProcessFactory(),)}
+FACTORIES: tuple[EngineFactory, ...] = (InProcessFactory(), LlamaServerFactory())
+ENGINES: dict[str, EngineFactory] = {factory.name: factory for factory in FACTORIES}

@@ -23,10 +23,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from farm.builds import compile as compiling
 from farm.builds import recipe as recipes
 from farm.builds import wheel
+from farm.builds.compile import CompileError
 from farm.builds.recipe import Pin, Recipe
-from farm.builds.wheel import WheelBuildError
 from farm.errors import InfrastructureError, UserError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -201,16 +202,16 @@ class TestKey:
 
 class TestProgress:
     def test_reads_ninja(self) -> None:
-        done = [wheel.fraction_done(line) for line in NINJA_OUTPUT.splitlines()]
+        done = [compiling.fraction_done(line) for line in NINJA_OUTPUT.splitlines()]
         assert done == [None, None, 1 / 83, None, 77 / 83, 1.0, None]
 
     def test_reads_make(self) -> None:
-        done = [wheel.fraction_done(line) for line in MAKE_OUTPUT.splitlines()]
+        done = [compiling.fraction_done(line) for line in MAKE_OUTPUT.splitlines()]
         assert done == [0.0, 0.42, 1.0]
 
     def test_without_a_terminal_one_line_per_tenth(self) -> None:
         console = quiet()
-        with wheel._progress(console) as show:
+        with compiling.progress(console) as show:
             for step in range(1, 84):
                 show(step / 83)
         lines = written(console).splitlines()
@@ -233,7 +234,7 @@ class TestEnsureWheel:
     ) -> None:
         store = tmp_path / "my cache"
         console = quiet()
-        with pytest.raises(WheelBuildError, match="did not compile") as caught:
+        with pytest.raises(CompileError, match="did not compile") as caught:
             wheel.ensure_wheel(recipe, pin, store, console, failing_pip(NINJA_OUTPUT))
         assert sorted(path.suffix for path in store.iterdir()) == [".lock", ".log"]
         assert str(caught.value.log) in str(caught.value)
@@ -249,7 +250,7 @@ class TestEnsureWheel:
         tmp_path: Path,
         failing_pip: Callable[[str], tuple[str, ...]],
     ) -> None:
-        with pytest.raises(WheelBuildError, match="could not be fetched and configured"):
+        with pytest.raises(CompileError, match="could not be fetched and configured"):
             wheel.ensure_wheel(recipe, pin, tmp_path / "cache", quiet(), failing_pip(""))
 
     def test_options_survive_spaces(
@@ -269,7 +270,7 @@ class TestEnsureWheel:
         )
         monkeypatch.setattr(tempfile, "tempdir", str(temporary))
         theirs = replace(recipe, cmake_args=("-DCMAKE_PREFIX_PATH=/opt/my libs", "-DGGML_CUDA=on"))
-        with pytest.raises(WheelBuildError):
+        with pytest.raises(CompileError):
             wheel.ensure_wheel(theirs, pin, tmp_path / "cache", quiet(), failing_pip(""))
         cmake_args, pip_folder = (tmp_path / "notes").read_text().splitlines()
         include = f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={pip_folder}/llama_cpp.cmake"
@@ -302,11 +303,11 @@ class TestEnsureWheel:
         pid_file = tmp_path / "pid"
         compile_stand_in = f"echo $$ > {shlex.quote(str(pid_file))}; sleep 600"
         program = textwrap.dedent(f"""
-            import os, signal
+            import os
             from pathlib import Path
             from rich.console import Console
-            from farm.builds import wheel
-            signal.signal(signal.SIGTERM, wheel._terminate)
+            from farm.builds import compile as compiling, wheel
+            compiling.exit_on_sigterm()
             recipe = wheel.Recipe("1", (), "", (), (), "", "", ())
             pin = wheel.Pin("1", "llama-cpp-python==1")
             pip = ("/bin/sh", "-c", {compile_stand_in!r})

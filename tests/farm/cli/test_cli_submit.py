@@ -39,7 +39,7 @@ class TestExample:
     def test_is_planned_once_the_model_files_are_there(
         self, run: Run, tmp_path: Path, pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("farm.services.plan._build", lambda _build: "llama-cpp-python==0.3.36")
+        monkeypatch.setattr("farm.services.plan._build", lambda *_: "llama-cpp-python==0.3.36")
         (tmp_path / "models").mkdir()
         for file, role in zip(pair, ("target", "draft"), strict=True):
             shutil.copy(file, tmp_path / "models" / f"{role}.gguf")
@@ -60,7 +60,8 @@ class TestExample:
             if key not in given.model_fields_set:
                 shown = next(line for line in text.splitlines() if line.startswith(f"# {key}:"))
                 value = shown.split("#")[1].split(":", 1)[1].strip()
-                default = field.default[0] if isinstance(field.default, list) else field.default
+                default = given.accept_rules if key == "accept" else field.default
+                default = default[0] if isinstance(default, list) else default
                 assert value == {None: "", "": "''"}.get(default, str(default))
 
 

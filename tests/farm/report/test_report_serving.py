@@ -77,3 +77,19 @@ def test_rejection_sampling_above_0_is_not_what_llama_server_does(make: Make) ->
     (match,) = servings([make(temperature=0.7, accept=AcceptRule.MATCH)])
     assert exact.notes == (ACCEPT_NOTE,)
     assert match.notes == ()
+
+
+def test_kinds_without_a_draft_name_their_own_parameters(make: Make) -> None:
+    (mod,) = servings([make(kind=SpeculationKind.NGRAM_MOD, draft=None)])
+    assert arguments(mod.command)[3:11] == shlex.split(
+        "--spec-type ngram-mod --spec-ngram-mod-n-max 8 --spec-ngram-mod-n-min 0 "
+        "--spec-ngram-mod-n-match 24"
+    )
+    (table,) = servings([make(kind=SpeculationKind.NGRAM_MAP_K4V, draft=None)])
+    assert arguments(table.command)[3:7] == shlex.split(
+        "--spec-type ngram-map-k4v --spec-ngram-map-k4v-size-m 8"
+    )
+    (heads,) = servings([make(kind=SpeculationKind.DRAFT_MTP, draft=None)])
+    assert arguments(heads.command)[3:7] == shlex.split(
+        "--spec-type draft-mtp --spec-draft-n-max 8"
+    )

@@ -37,7 +37,7 @@ class TestGood:
     def test_what_is_left_out_has_the_documented_values(self, sweep_file: Write) -> None:
         sweep = read(sweep_file, GOOD)
 
-        assert (sweep.machines, sweep.p_min, sweep.n_min, sweep.accept) == (
+        assert (sweep.machines, sweep.p_min, sweep.n_min, sweep.accept_rules) == (
             ["any"],
             [0.0],
             0,
@@ -138,7 +138,7 @@ BAD = {
         "4:5",
         ["prompt-lookup takes no 'drafts'"],
     ),
-    "unknown kind": (f"{GOOD}    kind: eagle\n", "6:11", ["'draft-simple' or 'prompt-lookup'"]),
+    "unknown kind": (f"{GOOD}    kind: eagle\n", "6:11", ["'draft-simple'", "'prompt-lookup'"]),
     "no K": (with_k("[]"), "2:4", ["k: the list is empty"]),
     "no pair": ("name: a\nk: 4\npairs: []\n", "3:8", ["pairs: ", "at least 1"]),
     "no draft": (GOOD.replace("[draft.gguf]", "[]"), "5:13", ["the list is empty"]),

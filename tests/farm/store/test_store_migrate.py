@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import pytest
-from sample_farm import add_machine, contents, queue_jobs, spec
+from alembic import command
+from alembic.config import Config
+from sample_farm import add_machine, contents, measure, paired, queue_jobs, spec
 from sqlalchemy import Engine, inspect, text
 
 from farm.errors import InfrastructureError
+from farm.paths import resource
 from farm.store.database import writing
 from farm.store.migrate import current, differences, head, require_head, upgrade
 from farm.store.schema import Base
@@ -13,6 +16,14 @@ from farm.store.schema import Base
 def set_revision(engine: Engine, revision: str) -> None:
     with writing(engine) as session:
         session.execute(text("UPDATE alembic_version SET version_num = :to"), {"to": revision})
+
+
+def upgrade_to(engine: Engine, revision: str) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(resource("migrations")))
+    with engine.execution_options(writes=True).begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
 
 
 class TestUpgrade:
@@ -44,6 +55,20 @@ class TestUpgrade:
         assert upgrade(database) == (head(), head())
 
         assert contents(database) == before
+
+    def test_keeps_the_samples_of_the_first_tables(self, empty_database: Engine) -> None:
+        """What was measured then is still there, and what no engine reports can be NULL now."""
+        upgrade_to(empty_database, "0001")
+        queue_jobs(empty_database, [spec()])
+        measure(empty_database, add_machine(empty_database), paired([1.5, 1.25]))
+        before = contents(empty_database)
+
+        upgrade(empty_database)
+
+        assert contents(empty_database) == before
+        assert differences(empty_database) == []
+        with writing(empty_database) as session:
+            session.execute(text("UPDATE sample SET rounds = NULL, verify_ms = NULL"))
 
     def test_refuses_the_database_of_a_newer_farm(self, database: Engine) -> None:
         set_revision(database, "9999")

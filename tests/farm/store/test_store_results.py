@@ -10,7 +10,9 @@ from sample_farm import (
     contents,
     expire_leases,
     make_due,
+    queue_jobs,
     sample,
+    spec,
 )
 from sqlalchemy import Engine, select
 
@@ -122,3 +124,23 @@ def test_late_samples_belong_to_their_own_attempt(database: Engine, held: jobs.C
 
     speeds = {row.epoch: 100 / row.decode_ms * 1000 for row in stored(database)}
     assert speeds == {held.epoch: pytest.approx(99.0), newer.epoch: pytest.approx(50.0)}
+
+
+def test_what_an_engine_does_not_report_is_not_stored_as_zero(database: Engine) -> None:
+    queue_jobs(database, [spec()])
+    held = claimed(database, add_machine(database))
+    unreported = sample(
+        rounds=None,
+        draft_prompt_ms=None,
+        draft_ms=None,
+        verify_ms=None,
+        peak_rss_bytes=None,
+        drafted_per_position=None,
+    )
+    with writing(database) as session:
+        add_samples(session, held, [unreported])
+
+    with reading(database) as session:
+        row = session.scalars(select(SampleRow)).one()
+    assert (row.rounds, row.draft_ms, row.verify_ms, row.peak_rss_bytes) == (None,) * 4
+    assert set(unpack(row.arrays)) == {"output_ids", "accepted_per_position"}

@@ -1,0 +1,49 @@
+"""What each engine can measure, known before anything runs."""
+
+from __future__ import annotations
+
+from farm.domain.decoding import AcceptRule, Speculation, SpeculationKind
+
+IN_PROCESS = "in-process"
+LLAMA_SERVER = "llama-server"
+
+KINDS: dict[str, frozenset[SpeculationKind]] = {
+    IN_PROCESS: frozenset({SpeculationKind.DRAFT_SIMPLE, SpeculationKind.PROMPT_LOOKUP}),
+    LLAMA_SERVER: frozenset(SpeculationKind) - {SpeculationKind.PROMPT_LOOKUP},
+}
+
+# llama.cpp's own values, passed in so many words: a default that moves between builds can't
+# change what is measured.
+NGRAM_LOOKUP_TOKENS = 12
+NGRAM_MIN_HITS = 1
+NGRAM_MOD_LOOKUP_TOKENS = 24
+NGRAM_CACHE_K = 8
+"""Compiled into common/speculative.cpp; ngram-cache has no flag for it."""
+
+
+def why_not(engine: str, speculation: Speculation, temperature: float) -> str | None:
+    """Return why an engine can't measure this, None where it can."""
+    kind = speculation.kind
+    if kind not in KINDS[engine]:
+        able = [name for name, kinds in KINDS.items() if kind in kinds]
+        known = ", ".join(sorted(KINDS[engine]))
+        return (
+            f"the engine {engine} has no kind {kind} (engine: {' or '.join(able)} has); "
+            f"it has {known}"
+        )
+    if engine != LLAMA_SERVER:
+        return None
+    if temperature > 0 and speculation.accept is AcceptRule.EXACT:
+        return (
+            "llama-server accepts drafted tokens by matching the target's own sample, never by "
+            "exact rejection sampling; set accept: match"
+        )
+    if kind is SpeculationKind.NGRAM_SIMPLE and speculation.n_max < NGRAM_LOOKUP_TOKENS:
+        # common_ngram_simple_draft gives up where the copy is shorter than the lookup.
+        return (
+            f"llama.cpp's ngram-simple never drafts with K below its lookup length "
+            f"{NGRAM_LOOKUP_TOKENS}; use K of {NGRAM_LOOKUP_TOKENS} or more"
+        )
+    if kind is SpeculationKind.NGRAM_CACHE and speculation.n_max != NGRAM_CACHE_K:
+        return f"llama.cpp's ngram-cache drafts {NGRAM_CACHE_K} tokens and no other K; set k: 8"
+    return None

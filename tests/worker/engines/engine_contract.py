@@ -1,0 +1,226 @@
+"""What every engine promises the worker, as tests that each engine's class inherits."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from gguf import GGUFReader
+
+from farm.domain.decoding import AcceptRule, Sampling, Settings, Speculation, SpeculationKind
+from farm.domain.job import Arm, JobSpec, ModelRef
+from farm.domain.measurement import Parity, Sample
+from farm.errors import BenchmarkError
+from farm.gguf.calibration import Law, calibration_prompt, start_state
+from worker.engines.contract import Engine, EngineFactory, PreparedPrompt
+
+LIMIT_S = 120.0
+TOKENS = 24
+CATEGORY = "code-completion"
+TEXTS = ("one", "two", "three")
+
+
+def soon() -> float:
+    return time.monotonic() + LIMIT_S
+
+
+def descendants() -> list[psutil.Process]:
+    """Return the running processes that this one started, directly or not."""
+    found = psutil.Process().children(recursive=True)
+    return [process for process in found if process.status() != psutil.STATUS_ZOMBIE]
+
+
+def measured(
+    engine: Engine, spec: JobSpec, prompts: list[PreparedPrompt], deadline: float | None = None
+) -> list[Sample]:
+    run = engine.run(spec, prompts, deadline or soon())
+    return [sample for sample in run if sample is not None]
+
+
+def of_arm(samples: list[Sample], arm: Arm) -> list[Sample]:
+    return [sample for sample in samples if sample.arm is arm]
+
+
+class EngineContract(ABC):
+    """Inherit it, name the factory and whatever a victim of the crash tests looks like."""
+
+    factory: EngineFactory
+
+    @abstractmethod
+    def victim(self) -> psutil.Process:
+        """Return the process that decodes the speculative arm."""
+
+    @pytest.fixture
+    def prompts(self, law: Law) -> list[PreparedPrompt]:
+        return [
+            PreparedPrompt(text, calibration_prompt(law, CATEGORY, text, index))
+            for index, text in enumerate(TEXTS)
+        ]
+
+    @pytest.fixture
+    def spec(self, tiny_pair: tuple[Path, Path], one_thread: Settings, build: str) -> JobSpec:
+        target, draft = (ModelRef(str(path), path.name, path.stem) for path in tiny_pair)
+        return JobSpec(
+            machine="any",
+            engine=self.factory.name,
+            build=build,
+            target=target,
+            draft=draft,
+            speculation=Speculation(SpeculationKind.DRAFT_SIMPLE, 4),
+            sampling=Sampling(0.0, 0),
+            settings=one_thread,
+            category=CATEGORY,
+            prompts=TEXTS,
+            generate_tokens=TOKENS,
+            repeats=1,
+        )
+
+    @pytest.fixture
+    def load(self, tmp_path: Path) -> Iterator[Callable[..., Engine]]:
+        """Return a loader; what it loaded is ended, and nothing may be left running."""
+        before = {process.pid for process in descendants()}
+        engines: list[Engine] = []
+
+        def load(spec: JobSpec, **changes: Any) -> Engine:
+            job = replace(spec, **changes)
+            target = Path(job.target.path)
+            draft = Path(job.draft.path) if job.draft else None
+            engine = self.factory.load(job, target, draft, tmp_path / "job-1-1.log", soon())
+            engines.append(engine)
+            return engine
+
+        yield load
+        for engine in engines:
+            engine.end()
+            engine.end()
+        assert {process.pid for process in descendants()} <= before
+
+    def test_each_prompt_runs_once_on_each_arm(
+        self, load: Callable[..., Engine], spec: JobSpec, prompts: list[PreparedPrompt]
+    ) -> None:
+        twice = replace(spec, repeats=2)
+        samples = measured(load(spec), twice, prompts)
+        runs = [(sample.prompt_digest, sample.repeat, sample.arm) for sample in samples]
+        assert sorted(runs) == sorted(
+            (text, repeat, arm) for text in TEXTS for repeat in (0, 1) for arm in Arm
+        )
+
+    @pytest.mark.parametrize("n_max", [2, 4])
+    def test_greedy_runs_do_what_the_pairs_law_says(
+        self,
+        load: Callable[..., Engine],
+        spec: JobSpec,
+        prompts: list[PreparedPrompt],
+        law: Law,
+        n_max: int,
+    ) -> None:
+        """Ids, drafted, accepted and target passes are fixed by the law: equal, not just close."""
+        job = replace(spec, speculation=replace(spec.speculation, n_max=n_max))
+        samples = measured(load(job), job, prompts)
+        for index, text in enumerate(TEXTS):
+            start = start_state(law, CATEGORY, text, index)
+            expected = law.greedy_rounds(start, TOKENS, n_max)
+            walk = law.greedy_walk(start, TOKENS)
+            plain, drafted = (
+                next(s for s in of_arm(samples, arm) if s.prompt_digest == text) for arm in Arm
+            )
+            assert plain.output_ids == drafted.output_ids == walk
+            assert (drafted.drafted, drafted.accepted) == (expected.drafted, expected.accepted)
+            assert drafted.rounds == expected.target_passes
+            assert drafted.accepted_per_position == expected.accepted_per_position
+            assert drafted.parity is Parity.EXACT
+            assert (plain.drafted, plain.accepted, plain.rounds) == (0, 0, 0)
+
+    def test_decode_time_leaves_the_first_token_to_the_prompt(
+        self, load: Callable[..., Engine], spec: JobSpec, prompts: list[PreparedPrompt]
+    ) -> None:
+        """Two tokens are one decode step, so they take about as long as any other step."""
+        engine = load(spec)
+        long = of_arm(measured(engine, replace(spec, generate_tokens=200), prompts), Arm.BASELINE)
+        short = of_arm(measured(engine, replace(spec, generate_tokens=2), prompts), Arm.BASELINE)
+        step_ms = min(sample.decode_ms for sample in long) / 199
+        assert min(sample.decode_ms for sample in short) < 30 * step_ms
+        for sample in long:
+            assert sample.decode_tok_s == pytest.approx(199 / sample.decode_ms * 1000)
+            assert sample.prompt_tokens > 0
+            assert sample.prompt_ms > 0
+
+    def test_another_k_and_temperature_run_on_the_same_load(
+        self, load: Callable[..., Engine], spec: JobSpec, prompts: list[PreparedPrompt]
+    ) -> None:
+        engine = load(spec)
+        greedy = measured(engine, spec, prompts)
+        rule = replace(spec.speculation, n_max=2, accept=AcceptRule.MATCH)
+        warm = replace(spec, speculation=rule, sampling=Sampling(0.8, 3))
+        assert warm.pair_key == spec.pair_key
+        drawn = measured(engine, warm, prompts)
+        assert all(sample.parity is Parity.NOT_COMPARED for sample in drawn)
+        speculative = of_arm(drawn, Arm.SPECULATIVE)
+        assert all(0 <= sample.accepted <= sample.drafted for sample in speculative)
+        assert all(len(sample.accepted_per_position or ()) <= 2 for sample in speculative)
+        plain = [sample.output_ids for sample in of_arm(greedy, Arm.BASELINE)]
+        assert plain != [sample.output_ids for sample in of_arm(drawn, Arm.BASELINE)]
+
+    def test_a_prompt_that_does_not_fit_is_refused(
+        self, load: Callable[..., Engine], spec: JobSpec, law: Law
+    ) -> None:
+        marker = law.marker(law.states(CATEGORY)[0])
+        engine = load(spec)
+        with pytest.raises(BenchmarkError, match=r"context") as caught:
+            measured(engine, spec, [PreparedPrompt("long", marker * 3000)])
+        assert caught.value.kind == "bad-request"
+
+    def test_a_model_that_does_not_load_is_the_jobs_failure(
+        self, load: Callable[..., Engine], spec: JobSpec, tmp_path: Path
+    ) -> None:
+        """llama.cpp knows no tokenizer of that name; the header alone shows nothing amiss."""
+        broken = Path(shutil.copy(spec.target.path, tmp_path / "broken.gguf"))
+        field = GGUFReader(broken, "r+").fields["tokenizer.ggml.model"]
+        field.parts[field.data[0]][:] = ord("x")
+        with pytest.raises(BenchmarkError) as caught:
+            load(spec, target=ModelRef(str(broken), "x", "broken"))
+        assert caught.value.kind == "load-failed"
+        assert caught.value.log_tail
+
+    def test_the_deadline_ends_the_run_and_the_process(
+        self, load: Callable[..., Engine], spec: JobSpec, prompts: list[PreparedPrompt]
+    ) -> None:
+        engine = load(spec)
+        long = replace(spec, generate_tokens=1500, repeats=100)
+        with pytest.raises(BenchmarkError) as caught:
+            measured(engine, long, prompts, time.monotonic() + 1.5)
+        assert caught.value.kind == "timeout"
+
+    def test_a_crash_in_the_middle_is_named_and_has_its_log(
+        self, load: Callable[..., Engine], spec: JobSpec, prompts: list[PreparedPrompt]
+    ) -> None:
+        engine = load(spec)
+        run = engine.run(replace(spec, repeats=1000), prompts, soon())
+        first = next(sample for sample in run if sample is not None)
+        assert first.generated_tokens == TOKENS
+        os.kill(self.victim().pid, signal.SIGSEGV)
+        with pytest.raises(BenchmarkError, match="SIGSEGV") as caught:
+            for _ in run:
+                pass
+        assert caught.value.kind == "crashed"
+        assert caught.value.log_tail or engine.log_tail()
+
+    def test_a_kill_by_the_system_reads_as_out_of_memory(
+        self, load: Callable[..., Engine], spec: JobSpec, prompts: list[PreparedPrompt]
+    ) -> None:
+        run = load(spec).run(replace(spec, repeats=1000), prompts, soon())
+        next(sample for sample in run if sample is not None)
+        os.kill(self.victim().pid, signal.SIGKILL)
+        with pytest.raises(BenchmarkError) as caught:
+            for _ in run:
+                pass
+        assert caught.value.kind == "out-of-memory"

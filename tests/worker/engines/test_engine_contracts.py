@@ -1,0 +1,37 @@
+"""Both engines, in real processes, against the one contract."""
+
+from __future__ import annotations
+
+import psutil
+import pytest
+from engine_contract import EngineContract, descendants
+
+from farm.builds.tools import ToolBuild
+from worker.engines.in_process import InProcessFactory
+from worker.engines.llama_server import LlamaServerFactory
+
+
+class TestInProcess(EngineContract):
+    factory = InProcessFactory()
+
+    @pytest.fixture
+    def build(self) -> str:
+        return self.factory.builds()[0]
+
+    def victim(self) -> psutil.Process:
+        (child,) = (p for p in descendants() if "worker.bench" in p.cmdline())
+        return child
+
+
+class TestLlamaServer(EngineContract):
+    factory = LlamaServerFactory()
+
+    @pytest.fixture
+    def build(self, llama_tools: ToolBuild) -> str:
+        return llama_tools.name
+
+    def victim(self) -> psutil.Process:
+        (server,) = (
+            p for p in descendants() if p.name() == "llama-server" and "draft-simple" in p.cmdline()
+        )
+        return server

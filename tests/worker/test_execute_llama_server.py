@@ -1,0 +1,143 @@
+"""A worker's own path with llama-server: claim, run, store, and a crash that is on record."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from sqlalchemy import Engine, select
+
+from farm.builds.tools import ToolBuild
+from farm.domain.hardware import GIB, Hardware, Machine, MachineKind
+from farm.domain.measurement import Parity
+from farm.services.plan import plan_sweep
+from farm.services.recommend import recommendations
+from farm.services.submit import submit
+from farm.store.database import open_database, reading
+from farm.store.migrate import upgrade
+from farm.store.schema import AttemptRow, BuildRow, JobRow, SampleRow
+from worker.execute import Executor
+from worker.register import register
+
+LIMIT_S = 120.0
+HARDWARE = Hardware(MachineKind.CPU, "a CPU", 2, 2, 8 * GIB, "x86_64", "linux")
+
+SWEEP = """\
+name: served
+engine: llama-server
+build: {build}
+pairs:
+  - target: {target}
+    drafts: [{draft}]
+k: {k}
+prompts: {{categories: [chat, code-completion], per_category: 3}}
+generate_tokens: {tokens}
+repeats: {repeats}
+threads: 1
+gpu_layers: 0
+draft_gpu_layers: 0
+"""
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Engine]:
+    engine = open_database(f"sqlite:///{tmp_path / 'farm.db'}")
+    upgrade(engine)
+    yield engine
+    engine.dispose()
+
+
+def submitted(
+    database: Engine,
+    folder: Path,
+    pair: tuple[Path, Path],
+    build: str,
+    k: str = "[2, 4]",
+    tokens: int = 24,
+    repeats: int = 1,
+) -> None:
+    file = folder / "sweep.yaml"
+    target, draft = pair
+    file.write_text(
+        SWEEP.format(build=build, target=target, draft=draft, k=k, tokens=tokens, repeats=repeats)
+    )
+    submit(database, plan_sweep(file))
+
+
+def executor(database: Engine, folder: Path) -> Executor:
+    claimer = register(database, Machine("bench", HARDWARE))
+    return Executor(database, claimer, folder / "home", None, LIMIT_S)
+
+
+def test_a_sweep_is_measured_with_the_build_it_names(
+    database: Engine, tmp_path: Path, tiny_pair: tuple[Path, Path], llama_tools: ToolBuild
+) -> None:
+    submitted(database, tmp_path, tiny_pair, llama_tools.name)
+    assert executor(database, tmp_path).work_off() == 4
+    with reading(database) as session:
+        assert set(session.scalars(select(JobRow.state))) == {"done"}
+        assert session.scalars(select(BuildRow.digest)).all() == [llama_tools.digest]
+        rows = session.scalars(select(SampleRow).where(SampleRow.arm == "speculative")).all()
+        found = recommendations(session)
+    assert {row.parity for row in rows} == {Parity.EXACT}
+    assert {row.draft_ms for row in rows} == {None}
+    assert {item.setup.engine for item in found} == {"llama-server"}
+    for item in found:
+        for point in item.curve:
+            assert point.speedup is not None
+            assert 0 < (point.acceptance_rate or 0) <= 1
+            assert 1 < (point.tokens_per_round or 0) <= point.speculation.n_max + 1
+
+
+def test_no_worker_takes_a_job_of_a_build_it_does_not_have(
+    database: Engine, tmp_path: Path, tiny_pair: tuple[Path, Path], llama_tools: ToolBuild
+) -> None:
+    submitted(database, tmp_path, tiny_pair, "llama-server==000000000-00000000")
+    assert executor(database, tmp_path).work_off() == 0
+    with reading(database) as session:
+        assert set(session.scalars(select(JobRow.state))) == {"queued"}
+
+
+def test_a_server_that_dies_in_the_middle_is_on_record_with_its_log(
+    database: Engine, tmp_path: Path, tiny_pair: tuple[Path, Path], llama_tools: ToolBuild
+) -> None:
+    submitted(database, tmp_path, tiny_pair, llama_tools.name, k="4", tokens=500, repeats=100)
+    worker = executor(database, tmp_path)
+    thread = threading.Thread(target=worker.work_off)
+    thread.start()
+    give_up = time.monotonic() + LIMIT_S
+    while True:
+        with reading(database) as session:
+            if session.scalars(select(SampleRow.id).limit(1)).first() is not None:
+                break
+        assert time.monotonic() < give_up
+        time.sleep(0.05)
+    (server,) = (process for process in servers() if "draft-simple" in process.cmdline())
+    os.kill(server.pid, signal.SIGSEGV)
+    while True:
+        with reading(database) as session:
+            attempt = session.scalars(select(AttemptRow)).first()
+        if attempt is not None and attempt.ended_at is not None:
+            break
+        assert time.monotonic() < give_up
+        time.sleep(0.05)
+    worker.stop()
+    thread.join(LIMIT_S)
+    assert (attempt.outcome, attempt.error_kind) == ("failed", "crashed")
+    assert "SIGSEGV" in (attempt.error_message or "")
+    assert "llama_server" in (attempt.log_tail or "")
+    assert servers() == []
+
+
+def servers() -> list[psutil.Process]:
+    return [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if process.name() == "llama-server" and process.status() != psutil.STATUS_ZOMBIE
+    ]

@@ -1,0 +1,267 @@
+"""The llama-server engine: what is served is what is measured.
+
+Speculation is fixed when a server starts, so a job has two: one without and one with. Both are up
+at once where memory allows, and only one of them decodes at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from farm.builds import tools
+from farm.builds.arguments import arguments
+from farm.builds.artefact import SERVER, examine
+from farm.builds.dialect import ask
+from farm.builds.tools import ToolBuild
+from farm.domain.engines import LLAMA_SERVER
+from farm.domain.job import Arm, JobSpec
+from farm.domain.measurement import Parity, Sample
+from farm.errors import BenchmarkError
+from farm.science.parity import classify, first_divergence
+from worker.engines.completion import Completion, margin_in, read_completion, request
+from worker.engines.contract import BuildInfo, PreparedPrompt
+from worker.engines.pairing import ARMS, Step, in_blocks, interleaved
+from worker.engines.server import Server, Waiting
+from worker.models import fits_twice
+
+WARM_UP_TOKENS = 16
+# First runs are cold, and some machines clock down after an idle second.
+STAYS_WARM_S = 1.0
+# For kinds that remember text: a warm-up on a job's own prompt would be its first run.
+WARM_UP_TEXT = "The quick brown fox jumps over the lazy dog."
+# With fewer tokens than this no round has room for a drafted one.
+LEAST_TOKENS_TO_DRAFT = 3
+
+
+@dataclass
+class _Item:
+    """One prompt's two runs, as they come."""
+
+    prompt: PreparedPrompt
+    step: Step
+    runs: dict[Arm, Completion]
+
+
+class LlamaServerEngine:
+    """Two llama-servers of one build with one target. Serves any job of their pair_key: what else a
+    job asks for (kind, K, temperature) starts the servers anew that need it."""
+
+    def __init__(
+        self, build: ToolBuild, target: Path, draft: Path | None, log: Path, side_by_side: bool
+    ) -> None:
+        self.build = BuildInfo(
+            digest=build.digest,
+            name=build.name,
+            system_info=f"build {build.number}, commit {build.commit}, {build.compiler}",
+        )
+        self._binary = build.path(SERVER)
+        self._target = target
+        self._draft = draft
+        self._log = log
+        self._side_by_side = side_by_side
+        self._servers: dict[Arm, Server] = {}
+        self._ran_at = 0.0
+
+    def load(self, spec: JobSpec, deadline: float) -> None:
+        """Start what the job needs first, so that it is known to load."""
+        for arm in ARMS if self._side_by_side else ARMS[:1]:
+            for _ in self._up(arm, spec, deadline):
+                pass
+
+    def run(
+        self, spec: JobSpec, prompts: list[PreparedPrompt], deadline: float
+    ) -> Iterator[Sample | None]:
+        """Run a job; see `worker.engines.contract.Engine`.
+
+        Both arms of a run draw from one seed. llama.cpp accepts a drafted token when its own
+        sampler draws the same, so that both produce the same text above temperature 0 as well, and
+        differ in speed alone.
+        """
+        order = interleaved if self._side_by_side else in_blocks
+        items: dict[tuple[int, int], _Item] = {}
+        waiting: list[_Item] = []
+        drafted, could_draft = 0, False
+        for step in order(len(prompts), spec.repeats):
+            prompt = prompts[step.prompt]
+            key = (step.repeat, step.prompt)
+            item = items.setdefault(key, _Item(prompt, step, {}))
+            yield from self._ready(step.arm, spec, prompts, prompt, deadline)
+            run = yield from self._complete(step, spec, prompt, deadline)
+            item.runs[step.arm] = run
+            if step.arm is Arm.SPECULATIVE:
+                drafted += run.drafted
+                could_draft |= len(run.output_ids) >= LEAST_TOKENS_TO_DRAFT
+            if len(item.runs) == len(ARMS):
+                waiting.append(items.pop(key))
+            # A margin is the baseline's to tell, so a divergence waits until that is up.
+            if Arm.BASELINE in self._servers:
+                yield from self._finish(waiting, spec, deadline)
+        if waiting:
+            yield from self._up(Arm.BASELINE, spec, deadline)
+            yield from self._finish(waiting, spec, deadline)
+        if drafted == 0 and could_draft and _must_draft(spec):
+            raise self._servers[Arm.SPECULATIVE].not_speculating(
+                "not one token was drafted in the whole job"
+            )
+
+    def log_tail(self) -> str:
+        """Return the end of both servers' logs."""
+        tails = [
+            f"--- {arm} ---\n{server.process.log_tail()}" for arm, server in self._servers.items()
+        ]
+        return "\n".join(tails)
+
+    def end(self) -> None:
+        """End both servers."""
+        for server in self._servers.values():
+            server.end()
+
+    def _ready(
+        self,
+        arm: Arm,
+        spec: JobSpec,
+        prompts: list[PreparedPrompt],
+        prompt: PreparedPrompt,
+        deadline: float,
+    ) -> Waiting[None]:
+        """Have an arm's server up and warm, and new where it would remember the prompt."""
+        running = self._servers.get(arm)
+        remembers = arm is Arm.SPECULATIVE and spec.speculation.kind.is_ngram
+        if running and remembers and prompt.text in running.prompts_seen:
+            running.end()
+            del self._servers[arm]
+        yield from self._up(arm, spec, deadline)
+        server = self._servers[arm]
+        is_cold = not server.prompts_seen or time.monotonic() - self._ran_at > STAYS_WARM_S
+        if is_cold:
+            text = WARM_UP_TEXT if spec.speculation.kind.is_ngram else prompts[0].text
+            tokens = min(WARM_UP_TOKENS, spec.generate_tokens)
+            yield from server.complete(request(text, tokens, spec.sampling, 0), deadline)
+        server.prompts_seen.add(prompt.text)
+
+    def _up(self, arm: Arm, spec: JobSpec, deadline: float) -> Waiting[None]:
+        wanted = self._server(arm, spec)
+        running = self._servers.get(arm)
+        if running is not None and running.identity == wanted.identity:
+            if running.process.is_running:
+                return
+            raise running.process.gone()
+        for other, server in list(self._servers.items()):
+            if other is arm or not self._side_by_side:
+                server.end()
+                del self._servers[other]
+        self._servers[arm] = wanted
+        yield from wanted.start(deadline)
+
+    def _server(self, arm: Arm, spec: JobSpec) -> Server:
+        dialect = ask(self.build.name, self._binary)
+        speculates = arm is Arm.SPECULATIVE
+        return Server(
+            self._binary,
+            lambda port, key: arguments(
+                dialect,
+                spec.speculation if speculates else None,
+                spec.settings,
+                spec.sampling,
+                self._target,
+                self._draft if speculates else None,
+                port,
+                key,
+            ),
+            self._log.with_suffix(f".{arm}.log"),
+            speculates,
+        )
+
+    def _complete(
+        self, step: Step, spec: JobSpec, prompt: PreparedPrompt, deadline: float
+    ) -> Waiting[Completion]:
+        server = self._servers[step.arm]
+        counts = step.arm is Arm.SPECULATIVE
+        before = server.metrics() if counts else None
+        seed = _seed(spec.sampling.seed, step)
+        asked = request(prompt.text, spec.generate_tokens, spec.sampling, seed)
+        answer = yield from server.complete(asked, deadline)
+        after = server.metrics() if counts else None
+        self._ran_at = time.monotonic()
+        return read_completion(answer, spec, prompt, before, after, server.peak_rss_bytes())
+
+    def _finish(
+        self, waiting: list[_Item], spec: JobSpec, deadline: float
+    ) -> Generator[Sample | None, None, None]:
+        while waiting:
+            item = waiting[0]
+            plain, drafted = (item.runs[arm].output_ids for arm in ARMS)
+            greedy = spec.sampling.temperature <= 0
+            position = first_divergence(plain, drafted) if greedy else None
+            margin = None
+            if position is not None:
+                margin = yield from self._margin(item, spec, position, deadline)
+            parity = classify(position, margin) if greedy else Parity.NOT_COMPARED
+            del waiting[0]
+            yield item.runs[Arm.BASELINE].sample(item.step.repeat, Arm.BASELINE)
+            yield item.runs[Arm.SPECULATIVE].sample(
+                item.step.repeat, Arm.SPECULATIVE, parity, position, margin
+            )
+
+    def _margin(
+        self, item: _Item, spec: JobSpec, position: int, deadline: float
+    ) -> Waiting[float | None]:
+        """Return the baseline's gap between its two best logits where the arms parted.
+
+        The baseline walks its own path again, token by token, so that its arithmetic is the same.
+        None where it does not arrive at the same place.
+        """
+        asked = request(item.prompt.text, position + 1, spec.sampling, 0, alternatives=2)
+        answer = yield from self._servers[Arm.BASELINE].complete(asked, deadline)
+        return margin_in(answer, item.runs[Arm.BASELINE].output_ids, position)
+
+
+class LlamaServerFactory:
+    """Starts the llama-servers of the builds that are here."""
+
+    name = LLAMA_SERVER
+
+    def builds(self) -> tuple[str, ...]:
+        """Return the builds of `farm builds list`."""
+        return tuple(build.name for build in tools.installed())
+
+    def load(
+        self, spec: JobSpec, target: Path, draft: Path | None, log: Path, deadline: float
+    ) -> LlamaServerEngine:
+        """Start both servers, or the baseline alone where memory is too small for two."""
+        build = tools.find(spec.build)
+        if build is None:
+            raise BenchmarkError("build-changed", f"The build {spec.build} is not here any more.")
+        if examine(build.folder).digest != build.digest:
+            raise BenchmarkError(
+                "build-changed",
+                f"The binaries in {build.folder} are not those of {spec.build}; register them "
+                "again with 'farm builds add' and submit the sweep again.",
+            )
+        side_by_side = fits_twice(spec, target, draft)
+        engine = LlamaServerEngine(build, target, draft, log, side_by_side)
+        try:
+            engine.load(spec, deadline)
+        except BenchmarkError as error:
+            error.log_tail = error.log_tail or engine.log_tail()
+            engine.end()
+            raise
+        return engine
+
+
+def _must_draft(spec: JobSpec) -> bool:
+    """Say whether a job without one drafted token can only mean that nothing speculates.
+
+    n-gram kinds may find nothing to repeat, and a draft may never be as sure as p_min asks.
+    """
+    speculation = spec.speculation
+    return speculation.kind.takes_draft and speculation.p_min <= 0 and speculation.n_min <= 1
+
+
+def _seed(seed: int, step: Step) -> int:
+    text = f"{seed}:{step.repeat}:{step.prompt}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1

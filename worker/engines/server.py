@@ -1,0 +1,259 @@
+"""One running llama-server: started, waited for, asked, proven to do what it was told, ended."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import queue
+import re
+import secrets
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+
+from farm.errors import BenchmarkError
+from worker import leash
+from worker.process import LoggedProcess
+
+LISTEN_S = 1.0
+POLL_S = 0.02
+PROBE_LIMIT_S = 10.0
+STARTS = 3
+BROKEN = (OSError, http.client.HTTPException)
+# A crashing server prints its stack first.
+DYING_S = 10.0
+
+_PORT_TAKEN = re.compile(r"couldn't bind|address already in use", re.IGNORECASE)
+# What llama-server logs when it goes on without the speculation it was asked for.
+_FALLBACK = re.compile(
+    r"failed to initialize speculative[^\n]*|speculative decoding not supported[^\n]*"
+    r"|no implementations specified for speculative[^\n]*"
+)
+_METRIC = re.compile(r"^(?:llamacpp:)?(\w+)(?:\{position=\"(\d+)\"\})? (\S+)$", re.MULTILINE)
+
+T = TypeVar("T")
+# Yields None at least every LISTEN_S, so that the caller can look at its lease, then returns.
+Waiting = Generator[None, None, T]
+# Arguments for a port and a key; what else they hold is fixed.
+Arguments = Callable[[int, str], list[str]]
+
+
+class Process(LoggedProcess):
+    """A llama-server on a leash."""
+
+    what = "llama-server"
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Counters of a server so far. accepted_per_position is () before anything was drafted."""
+
+    drafts: int
+    accepted_per_position: tuple[int, ...]
+
+
+class Server:
+    """A llama-server that answers on a port of its own, to a key that nobody else knows."""
+
+    def __init__(self, binary: Path, arguments: Arguments, log: Path, speculates: bool) -> None:
+        self.identity = (str(binary), *arguments(0, ""))
+        self.prompts_seen: set[str] = set()
+        self._binary = binary
+        self._arguments = arguments
+        self._log = log
+        self._speculates = speculates
+        self._key = secrets.token_urlsafe(16)
+        self._port = 0
+        self._process: Process | None = None
+
+    @property
+    def process(self) -> Process:
+        """Return the started process."""
+        assert self._process is not None
+        return self._process
+
+    def start(self, deadline: float) -> Waiting[None]:
+        """Start, wait until it serves, and check that it speculates or doesn't as it was told.
+
+        Raises BenchmarkError: "load-failed", "out-of-memory", "not-speculating", "timeout".
+        """
+        for attempt in range(STARTS):
+            self._launch()
+            while not self._serves():
+                if self.process.exit_status is not None:
+                    break
+                self._give_up_at(deadline)
+                yield None
+                time.sleep(POLL_S)
+            else:
+                self._prove()
+                return
+            taken = _PORT_TAKEN.search(self.process.log_text())
+            if not taken or attempt == STARTS - 1:
+                raise self._failed_start()
+            self.process.kill()
+
+    def complete(self, request: dict[str, Any], deadline: float) -> Waiting[dict[str, Any]]:
+        """Return what `/completion` answers to a request.
+
+        Raises BenchmarkError: "bad-request", "decode-failed", "crashed", "out-of-memory",
+        "timeout".
+        """
+        answer = yield from self._wait(lambda: self._ask("/completion", request, None), deadline)
+        status, body = answer
+        if status == 200:
+            found: dict[str, Any] = json.loads(body)
+            return found
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            body = json.loads(body)["error"]["message"]
+        kind = "bad-request" if 400 <= status < 500 else "decode-failed"
+        raise BenchmarkError(kind, f"llama-server answered {status}: {body[:300]}")
+
+    def metrics(self) -> Metrics | None:
+        """Return the speculation counters, None where this build has none."""
+        status, body = self._probe("/metrics")
+        values = {(name, position): value for name, position, value in _METRIC.findall(body)}
+        drafts = values.get(("spec_decode_num_drafts_total", ""))
+        if status != 200 or drafts is None:
+            return None
+        positions: list[int] = []
+        name = "spec_decode_num_accepted_tokens_per_pos_total"
+        while (value := values.get((name, str(len(positions))))) is not None:
+            positions.append(int(float(value)))
+        return Metrics(int(float(drafts)), tuple(positions))
+
+    def peak_rss_bytes(self) -> int | None:
+        """Return the most memory the server has held, what it holds where only that is known."""
+        with contextlib.suppress(psutil.Error, OSError, ValueError):
+            for child in psutil.Process(self.process.pid).children():
+                with contextlib.suppress(OSError):
+                    text = Path(f"/proc/{child.pid}/status").read_text()
+                    if peak := re.search(r"^VmHWM:\s+(\d+) kB", text, re.MULTILINE):
+                        return int(peak[1]) * 1024
+                return int(child.memory_info().rss)
+        return None
+
+    def not_speculating(self, reason: str) -> BenchmarkError:
+        """Return the error for speculation that was asked for and does not happen."""
+        return BenchmarkError(
+            "not-speculating",
+            f"llama-server decodes without the speculation it was asked for: {reason}.",
+            self.process.log_tail(),
+        )
+
+    def end(self) -> None:
+        """End the server; harmless when it is gone or was never started."""
+        if self._process is not None:
+            self._process.end()
+
+    def _launch(self) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._port = probe.getsockname()[1]
+        command = [sys.executable, "-I", leash.__file__, str(self._binary)]
+        # llama.cpp takes options from the environment too; those nobody here has asked for.
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("LLAMA_")}
+        arguments = self._arguments(self._port, self._key)
+        self._process = Process([*command, *arguments], self._log, clean)
+
+    def _serves(self) -> bool:
+        try:
+            if self._ask("/health", None, PROBE_LIMIT_S)[0] != 200:
+                return False
+            # Whoever else has the port may answer that, but doesn't know our key.
+            return self._ask("/tokenize", {"content": "a"}, PROBE_LIMIT_S)[0] == 200
+        except BROKEN:
+            return False
+
+    def _prove(self) -> None:
+        """Check the running server against what it was told, by its own word."""
+        status, body = self._probe("/slots")
+        slots = json.loads(body) if status == 200 else []
+        says = [slot["speculative"] for slot in slots if "speculative" in slot]
+        if self._speculates:
+            if line := _FALLBACK.search(self.process.log_text()):
+                raise self.not_speculating(f"its log says '{line[0].strip()}'")
+            if not all(says):
+                raise self.not_speculating("/slots says that it does not speculate")
+        elif any(says):
+            raise BenchmarkError("unsupported", "The baseline llama-server speculates unasked.")
+
+    def _failed_start(self) -> BenchmarkError:
+        ended = self.process.gone()
+        if ended.kind != "out-of-memory":
+            errors = re.findall(r" E (?:srv\s+)?(.+)$", self.process.log_text(), re.MULTILINE)
+            said = f"; its log says '{errors[0].strip()}'" if errors else ""
+            ended = BenchmarkError("load-failed", f"{str(ended).rstrip('.')} while loading{said}.")
+        ended.log_tail = self.process.log_tail()
+        return ended
+
+    def _wait(self, call: Callable[[], T], deadline: float) -> Waiting[T]:
+        """Run a blocking call beside us; the server's death and the deadline end it."""
+        box: queue.Queue[T | Exception] = queue.Queue()
+
+        def run() -> None:
+            try:
+                box.put(call())
+            except Exception as error:
+                box.put(error)
+
+        threading.Thread(target=run, daemon=True).start()
+        while True:
+            try:
+                result = box.get(timeout=min(LISTEN_S, max(deadline - time.monotonic(), POLL_S)))
+            except queue.Empty:
+                self._give_up_at(deadline)
+                yield None
+                continue
+            if isinstance(result, BROKEN):
+                raise self._lost(result)
+            if isinstance(result, Exception):
+                raise result
+            return result
+
+    def _lost(self, error: Exception) -> BenchmarkError:
+        """Return why the connection broke: as a rule the server is gone, or about to be."""
+        give_up = time.monotonic() + DYING_S
+        while self.process.exit_status is None and time.monotonic() < give_up:
+            time.sleep(POLL_S)
+        if self.process.exit_status is None:
+            found = BenchmarkError("crashed", f"llama-server broke the connection: {error}.")
+        else:
+            found = self.process.gone()
+        found.log_tail = self.process.log_tail()
+        return found
+
+    def _give_up_at(self, deadline: float) -> None:
+        if time.monotonic() >= deadline:
+            tail = self.process.log_tail()
+            self.process.kill()
+            message = "The job ran past its time limit; raise job_timeout_s or ask for less."
+            raise BenchmarkError("timeout", message, tail)
+
+    def _probe(self, path: str) -> tuple[int, str]:
+        try:
+            return self._ask(path, None, PROBE_LIMIT_S)
+        except BROKEN as error:
+            raise self._lost(error) from None
+
+    def _ask(
+        self, path: str, body: dict[str, Any] | None, limit_s: float | None
+    ) -> tuple[int, str]:
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=limit_s)
+        headers = {"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"}
+        try:
+            content = None if body is None else json.dumps(body)
+            connection.request("GET" if body is None else "POST", path, content, headers)
+            response = connection.getresponse()
+            return response.status, response.read().decode(errors="replace")
+        finally:
+            connection.close()
