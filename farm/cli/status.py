@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
+from sqlalchemy import Engine
 
 from farm.cli.session import (
     FarmSession,
@@ -42,7 +43,7 @@ def status(
     session = open_session()
     if watch_it:
         watch(session, sweep)
-    statuses = _statuses(session, sweep)
+    statuses = _statuses(session.database(), sweep)
     if as_json:
         print_json([vars(found) for found in statuses])
         return
@@ -75,11 +76,13 @@ def watch(
 ) -> None:
     """Show progress until every job is final, live on a terminal, else a line per change.
 
-    each_poll may raise to stop a wait that would never end.
+    each_poll may raise to stop a wait that would never end. The database is opened once: looking
+    costs next to nothing on the machine that may be measuring.
     """
+    database = session.database()
     if is_interactive():
         with Live(console=err, refresh_per_second=4) as live:
-            while not _finished(statuses := _statuses(session, sweep)):
+            while not _finished(statuses := _statuses(database, sweep)):
                 live.update(_bars(statuses))
                 each_poll()
                 time.sleep(POLL_SECONDS)
@@ -87,7 +90,7 @@ def watch(
         return
     last = ""
     while True:
-        statuses = _statuses(session, sweep)
+        statuses = _statuses(database, sweep)
         line = "; ".join(_line(found) for found in statuses)
         if line != last:
             err.print(line)
@@ -98,8 +101,8 @@ def watch(
         time.sleep(POLL_SECONDS)
 
 
-def _statuses(session: FarmSession, sweep: int | None) -> list[SweepStatus]:
-    with reading(session.database()) as reader:
+def _statuses(database: Engine, sweep: int | None) -> list[SweepStatus]:
+    with reading(database) as reader:
         if sweep is None:
             return sweep_statuses(reader)
         found = sweep_status(reader, sweep)

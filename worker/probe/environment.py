@@ -17,7 +17,7 @@ from worker.probe.nvidia import read_nvidia
 from worker.probe.power import read_cpu_governor, read_power_source
 
 # Long enough for 20 ticks of each processor's 10 ms counter, short enough to do around every job.
-LOAD_WINDOW_S = 0.2
+LOAD_WINDOW_S = 0.1
 
 # hwmon names of the sensors inside a processor: Intel, AMD (two drivers), ARM boards.
 CPU_SENSORS = ("coretemp", "k10temp", "zenpower", "cpu_thermal", "soc_thermal", "cpu-thermal")
