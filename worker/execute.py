@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from sqlalchemy import Engine as Database
@@ -24,6 +25,7 @@ from worker.engines.contract import Engine, PreparedPrompt
 from worker.engines.registry import ENGINES
 from worker.heart import Heart
 from worker.models import locate, require_memory
+from worker.probe.cpu import decoding_threads
 from worker.probe.environment import read_environment
 from worker.spool import Spool
 
@@ -54,6 +56,7 @@ class Executor:
         self._home = home
         self._models_folder = models_folder
         self._job_timeout_s = job_timeout_s
+        self._threads = decoding_threads()
         self._spool = Spool(home / "spool")
         self._engine: Engine | None = None
         self._engine_pair: str | None = None
@@ -130,13 +133,13 @@ class Executor:
         log.warning("job %d: %s (%s; now %s)", claim.job_id, error, error.kind, state)
 
     def _measure(self, claim: jobs.Claim, heart: Heart) -> None:
-        spec = claim.spec
+        spec = self._on_this_machine(claim.spec)
         deadline = time.monotonic() + self._job_timeout_s
         target = locate(spec.target, self._models_folder)
         draft = locate(spec.draft, self._models_folder) if spec.draft else None
         prompts = self._prompts(spec, target)
-        before = read_environment().to_payload()
-        engine = self._loaded(claim, target, draft, deadline)
+        before = read_environment().to_payload() | {"decode_threads": spec.settings.threads}
+        engine = self._loaded(claim, spec, target, draft, deadline)
         with writing(self._database) as session:
             insert_missing(session, BuildRow, [vars(engine.build)])
             jobs.describe_attempt(
@@ -154,10 +157,15 @@ class Executor:
         with writing(self._database) as session:
             jobs.describe_attempt(session, claim, environment_after=read_environment().to_payload())
 
+    def _on_this_machine(self, spec: JobSpec) -> JobSpec:
+        """Fill in what a job leaves to the machine. llama.cpp's library takes 4 threads whatever
+        the machine, and threads beyond the cores wait for each other at every step."""
+        threads = spec.settings.threads or self._threads
+        return replace(spec, settings=replace(spec.settings, threads=threads))
+
     def _loaded(
-        self, claim: jobs.Claim, target: Path, draft: Path | None, deadline: float
+        self, claim: jobs.Claim, spec: JobSpec, target: Path, draft: Path | None, deadline: float
     ) -> Engine:
-        spec = claim.spec
         if self._engine is not None and self._engine_pair == spec.pair_key:
             return self._engine
         self._unload()

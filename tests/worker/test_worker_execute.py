@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ import pytest
 from small_farm import TWO_CATEGORIES, SmallFarm, tapped
 from sqlalchemy import select
 
-from farm.domain.job import Arm, JobState
+from farm.domain.job import Arm, JobSpec, JobState
 from farm.domain.measurement import Parity
 from farm.domain.prompt import Category
 from farm.gguf.calibration import Law, start_state
@@ -261,3 +262,26 @@ def test_a_files_place_may_differ_from_the_submitters(small_farm: SmallFarm):
     small_farm.executor(models_folder=small_farm.folder / "models").work_off()
 
     assert small_farm.states() == [JobState.DONE]
+
+
+@pytest.mark.parametrize(("asked", "used"), [("null", 3), ("1", 1)])
+def test_threads_left_to_the_machine_are_one_per_core(
+    small_farm: SmallFarm, monkeypatch: pytest.MonkeyPatch, asked: str, used: int
+):
+    monkeypatch.setattr(execute, "decoding_threads", lambda: 3)
+    loaded: list[int | None] = []
+    load = InProcessFactory.load
+
+    def noted(factory: InProcessFactory, spec: JobSpec, *rest: Any) -> Any:
+        loaded.append(spec.settings.threads)
+        one = replace(spec, settings=replace(spec.settings, threads=1))
+        return load(factory, one, *rest)
+
+    monkeypatch.setattr(InProcessFactory, "load", noted)
+    small_farm.submit(k=[2], categories=["chat"])
+    small_farm.sql(f"update job set spec = json_set(spec, '$.settings.threads', json('{asked}'))")
+
+    assert small_farm.executor().work_off() == 1
+
+    assert loaded == [used]
+    assert small_farm.attempts()[0].environment_before["decode_threads"] == used

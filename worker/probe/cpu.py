@@ -20,6 +20,7 @@ BOARD = Path("/proc/device-tree/model")
 
 SYSCTL_LIMIT_S = 5.0
 SYSCTL_NAMES = ("machdep.cpu.brand_string", "hw.physicalcpu", "hw.logicalcpu", "hw.memsize")
+FAST_CORES = "hw.perflevel0.physicalcpu"
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,17 @@ def read_cpu() -> Cpu:
     if sys.platform == "linux":
         return _linux_cpu()
     return _guess()
+
+
+def decoding_threads() -> int:
+    """Return llama.cpp's own choice for its tools: a thread per physical core, where there are two
+    kinds of core per fast one (common/common.cpp, common_cpu_get_num_physical_cores)."""
+    if sys.platform == "darwin":
+        run = run_tool(("sysctl", FAST_CORES), SYSCTL_LIMIT_S)
+        facts = parse_sysctl(run.stdout) if run.status is ToolStatus.FINISHED else {}
+        if fast := _count(facts.get(FAST_CORES)):
+            return fast
+    return read_cpu().physical_cores
 
 
 def parse_sysctl(text: str) -> dict[str, str]:
