@@ -190,7 +190,7 @@ def exchange(farm: SmallFarm, _patch: pytest.MonkeyPatch) -> None:
 
 
 def fill_memory(_farm: SmallFarm, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2**20))
+    patch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2**20, total=2**36))
     limits = SimpleNamespace(memory_available_bytes=None)
     patch.setattr(memory, "read_cgroup_limits", lambda: limits)
     patch.setattr(execute, "read_environment", lambda: SimpleNamespace(to_payload=dict))
