@@ -122,7 +122,9 @@ def spec(target: Path) -> JobSpec:
 
 
 def leave_free(monkeypatch: pytest.MonkeyPatch, available: int) -> None:
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=available, total=2**36))
+    monkeypatch.setattr(
+        psutil, "virtual_memory", lambda: SimpleNamespace(available=available, total=2**36)
+    )
     limits = SimpleNamespace(memory_available_bytes=None)
     monkeypatch.setattr(memory, "read_cgroup_limits", lambda: limits)
 
