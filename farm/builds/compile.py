@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import os
 import re
 import shutil
@@ -161,6 +162,16 @@ def cores() -> int:
 def say(console: Console, text: str) -> None:
     """Print a plain line."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def announce(console: Console, what: str, core_seconds: float) -> None:
+    """Say what is about to be compiled and how long that takes on this machine's cores."""
+    minutes = math.ceil(core_seconds / cores() / 60)
+    say(
+        console,
+        f"Compiling {what}: about {minutes} min on {cores()} cores, this once; an accelerator "
+        "backend takes longer",
+    )
 
 
 def exit_on_sigterm() -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from farm import paths
 from farm.builds.recipe import Pin, read_pin
-from farm.builds.wheel import ENGINE_LOCK
+from farm.builds.wheel import engine_lock
 from farm.errors import InfrastructureError, SpecfarmError
 
 VOCABULARIES = "vendor/llama.cpp/models/ggml-vocab-"
@@ -71,7 +71,7 @@ def vocabularies(pin: Pin, store: Path, pip: Sequence[str] = (sys.executable, "-
 def main() -> None:
     """Print the llama.cpp folder."""
     try:
-        pin = read_pin(paths.resource("configs").parent / ENGINE_LOCK)
+        pin = read_pin(engine_lock())
         print(vocabularies(pin, paths.cache() / "sources"))
     except SpecfarmError as error:
         print(f"specfarm: {error}", file=sys.stderr)

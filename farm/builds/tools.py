@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import os
 import shutil
 import sys
@@ -28,12 +27,11 @@ from farm.builds.artefact import BINARIES, SERVER, examine
 from farm.builds.compile import (
     CompileError,
     CompileLog,
+    announce,
     compile_env,
     compile_log,
-    cores,
     kept,
     progress,
-    say,
 )
 from farm.builds.recipe import CMAKE_INCLUDE, Pin, Recipe, describe, read_pin
 from farm.builds.wheel import engine_lock
@@ -155,12 +153,8 @@ def compile_tools(
 def _compile(
     recipe: Recipe, pin: Pin, into: Path, log: Path, console: Console, pip: Sequence[str]
 ) -> None:
-    minutes = math.ceil(_COMPILE_CORE_SECONDS / cores() / 60)
-    say(
-        console,
-        f"Compiling {', '.join(BINARIES)} (llama.cpp of llama-cpp-python {pin.version}): about "
-        f"{minutes} min on {cores()} cores, this once; an accelerator backend takes longer",
-    )
+    what = f"{', '.join(BINARIES)} (llama.cpp of llama-cpp-python {pin.version})"
+    announce(console, what, _COMPILE_CORE_SECONDS)
     with (
         tempfile.TemporaryDirectory(prefix="specfarm-", ignore_cleanup_errors=True) as folder,
         compile_log(log) as output,

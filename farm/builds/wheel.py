@@ -10,7 +10,6 @@ Run as `python -m farm.builds.wheel`; exit codes are those of `farm.errors`.
 from __future__ import annotations
 
 import json
-import math
 import os
 import shlex
 import shutil
@@ -26,9 +25,9 @@ from rich.console import Console
 from farm import paths
 from farm.builds.compile import (
     CompileError,
+    announce,
     compile_env,
     compile_log,
-    cores,
     exit_on_sigterm,
     kept,
     progress,
@@ -92,12 +91,8 @@ def _check_call(command: Sequence[str], failure: str) -> None:
 def _compile(
     recipe: Recipe, pin: Pin, into: Path, log: Path, console: Console, pip: Sequence[str]
 ) -> None:
-    minutes = math.ceil(_COMPILE_CORE_SECONDS / cores() / 60)
-    say(
-        console,
-        f"Compiling llama.cpp for this machine (llama-cpp-python {pin.version}): about "
-        f"{minutes} min on {cores()} cores, this once; an accelerator backend takes longer",
-    )
+    what = f"llama.cpp for this machine (llama-cpp-python {pin.version})"
+    announce(console, what, _COMPILE_CORE_SECONDS)
     # pip unpacks and compiles in a temporary folder of ours: a killed compile leaves nothing there
     # either, and the path handed to CMake does not depend on where the checkout lies.
     with tempfile.TemporaryDirectory(prefix="specfarm-", ignore_cleanup_errors=True) as folder:
