@@ -69,9 +69,20 @@ class Sampling:
     seed: int
 
 
+# KV cache types that hold what the model computed, to the precision it computes in.
+FULL_CACHE_TYPES = ("f32", "f16", "bf16")
+
+
 @dataclass(frozen=True)
 class Settings:
-    """llama.cpp context and load settings; None lets the worker use the machine's default."""
+    """llama.cpp context and load settings; None lets the worker use the machine's default.
+
+    batch_threads: for passes over more than one token; None is `threads`. draft_cache_type_*: None
+    is the target's. draft_device: llama.cpp's name of it, as in `--list-devices`. experts_used:
+    how many experts of a mixture each token is given, None as many as the model asks for.
+    depth_tokens: tokens in the context before each prompt. concurrent_requests: how many a server
+    works on at once.
+    """
 
     context_tokens: int = 2048
     threads: int | None = None
@@ -80,3 +91,21 @@ class Settings:
     cache_type_k: str = "f16"
     cache_type_v: str = "f16"
     flash_attention: str = "auto"
+    batch_threads: int | None = None
+    numa: str = "off"
+    draft_cache_type_k: str | None = None
+    draft_cache_type_v: str | None = None
+    draft_device: str | None = None
+    experts_used: int | None = None
+    depth_tokens: int = 0
+    concurrent_requests: int = 1
+
+    @property
+    def lossy(self) -> tuple[str, ...]:
+        """Return the names of the settings that change the target's output law."""
+        changes = {
+            "cache_type_k": self.cache_type_k not in FULL_CACHE_TYPES,
+            "cache_type_v": self.cache_type_v not in FULL_CACHE_TYPES,
+            "experts_used": self.experts_used is not None,
+        }
+        return tuple(name for name, is_lossy in changes.items() if is_lossy)

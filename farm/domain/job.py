@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -48,7 +48,8 @@ class JobSpec:
 
     machine: "any", "kind:<cpu|nvidia|apple>" or "name:<machine>". build: what must decode, as
     "<distribution>==<version>". prompts: digests of the prompts, in order. label: a user's word
-    that makes the same cell a new job, to be measured again.
+    that makes the same cell a new job, to be measured again. depth_text: digest of the prompt whose
+    text fills `settings.depth_tokens`, None where that is 0.
     """
 
     machine: str
@@ -64,13 +65,18 @@ class JobSpec:
     generate_tokens: int
     repeats: int
     label: str = ""
+    depth_text: str | None = None
 
     @property
     def key(self) -> str:
-        """Return the content address: models count by digest, so a moved file is the same job."""
-        payload = self.to_payload()
+        """Return the content address: models count by digest, so a moved file is the same job.
+
+        What has its default is left out: a dimension that is added later leaves old keys as they
+        were.
+        """
+        payload = _chosen(self)
         for role in ("target", "draft"):
-            payload[role] = payload[role] and payload[role]["digest"]
+            payload[role] = payload.get(role) and payload[role]["digest"]
         canonical = json.dumps(payload, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -82,7 +88,7 @@ class JobSpec:
             self.build,
             self.target.digest,
             self.draft.digest if self.draft else None,
-            asdict(self.settings),
+            _chosen(self.settings),
         ]
         return hashlib.sha256(json.dumps(loaded, sort_keys=True).encode()).hexdigest()
 
@@ -112,3 +118,14 @@ class JobSpec:
                 "prompts": tuple(payload["prompts"]),
             }
         )
+
+
+def _chosen(value: Any) -> Any:
+    """Return a dataclass's fields that have another value than their default, as JSON types."""
+    if not is_dataclass(value):
+        return value
+    return {
+        field.name: _chosen(getattr(value, field.name))
+        for field in fields(value)
+        if getattr(value, field.name) != field.default
+    }

@@ -29,7 +29,8 @@ class Sample:
     rounds whose (i+1)-th drafted token was accepted. For a baseline the speculative counts are 0
     and the arrays empty. None is what the engine does not report, never 0. first_divergence is an
     index into output_ids, None where equal or not compared; margin_logits is the baseline's top-2
-    logit gap there.
+    logit gap there, and control_token the target's best token there when the baseline's own text
+    is scored in passes as wide as a verification.
     """
 
     prompt_digest: str
@@ -43,8 +44,8 @@ class Sample:
     draft_ms: float | None
     verify_ms: float | None
     rounds: int | None
-    drafted: int
-    accepted: int
+    drafted: int | None
+    accepted: int | None
     accepted_per_position: tuple[int, ...] | None
     drafted_per_position: tuple[int, ...] | None
     output_ids: tuple[int, ...]
@@ -53,6 +54,7 @@ class Sample:
     parity: Parity
     first_divergence: int | None
     margin_logits: float | None
+    control_token: int | None = None
 
     @property
     def decode_tok_s(self) -> float | None:
@@ -64,4 +66,6 @@ class Sample:
     @property
     def acceptance_rate(self) -> float | None:
         """Return accepted / drafted, None where nothing was drafted."""
-        return self.accepted / self.drafted if self.drafted else None
+        if self.accepted is None or not self.drafted:
+            return None
+        return self.accepted / self.drafted

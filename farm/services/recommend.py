@@ -165,24 +165,25 @@ def _point(
 ) -> CurvePoint:
     arms = {arm: [sample for sample in samples if sample.arm == arm] for arm in Arm}
     speculative = arms[Arm.SPECULATIVE]
-    drafted = sum(sample.drafted for sample in speculative)
-    accepted = sum(sample.accepted for sample in speculative)
-    rounds = _total_rounds(speculative)
+    drafted = _total([sample.drafted for sample in speculative])
+    accepted = _total([sample.accepted for sample in speculative])
+    rounds = _total([sample.rounds for sample in speculative])
     return CurvePoint(
         speculation=speculation,
         prompts=len(_log_speedups(samples)),
         speedup=speedup,
         baseline_tok_s=_tok_s(arms[Arm.BASELINE]),
         speculative_tok_s=_tok_s(speculative),
-        acceptance_rate=accepted / drafted if drafted else None,
-        tokens_per_round=1 + accepted / rounds if rounds else None,
+        acceptance_rate=accepted / drafted if drafted and accepted is not None else None,
+        tokens_per_round=1 + accepted / rounds if rounds and accepted is not None else None,
         parity=dict(Counter(sample.parity for sample in speculative)),
     )
 
 
-def _total_rounds(samples: Sequence[MeasuredSample]) -> int | None:
-    known = [sample.rounds for sample in samples if sample.rounds is not None]
-    return sum(known) if len(known) == len(samples) else None
+def _total(counts: Sequence[int | None]) -> int | None:
+    """Return the sum, None where one of them is not reported."""
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None
 
 
 def _tok_s(samples: Sequence[MeasuredSample]) -> float | None:

@@ -129,6 +129,32 @@ def writing(engine: Engine) -> Iterator[Session]:
 
 
 @contextmanager
+def altering(engine: Engine) -> Iterator[Connection]:
+    """Open a connection that may change tables, and commits at the end.
+
+    SQLite changes a table by replacing it, which no table allows that others refer to; there
+    references are checked at the end instead. Raises InfrastructureError where one is broken.
+    """
+    with engine.execution_options(writes=True).connect() as connection:
+        is_sqlite = connection.dialect.name == "sqlite"
+        if is_sqlite:
+            # Inside a transaction it would do nothing.
+            connection.connection.execute("PRAGMA foreign_keys=OFF")
+        try:
+            with connection.begin():
+                yield connection
+                if is_sqlite and connection.exec_driver_sql("PRAGMA foreign_key_check").first():
+                    raise InfrastructureError(
+                        "The database has rows that refer to rows that are gone, so it was left "
+                        "at its old tables; restore it from a backup."
+                    )
+        finally:
+            if is_sqlite:
+                # The next connection of the pool checks references again.
+                connection.invalidate()
+
+
+@contextmanager
 def _reachable(engine: Engine) -> Iterator[None]:
     try:
         yield

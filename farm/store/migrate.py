@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 
 from farm.errors import InfrastructureError
 from farm.paths import resource
-from farm.store.database import reading
+from farm.store.database import altering, reading
 from farm.store.schema import Base
 
 
@@ -38,7 +38,7 @@ def upgrade(engine: Engine) -> tuple[str | None, str]:
             f"The database is at migration {before}, which this farm does not know: a newer "
             "farm made it. Update specfarm, or point FARM_DATABASE_URL to another database."
         )
-    with engine.execution_options(writes=True).begin() as connection:
+    with altering(engine) as connection:
         config = _config()
         config.attributes["connection"] = connection
         command.upgrade(config, "head")

@@ -43,8 +43,8 @@ class MeasuredSample:
     prompt_ms: float
     decode_ms: float
     rounds: int | None
-    drafted: int
-    accepted: int
+    drafted: int | None
+    accepted: int | None
     parity: str
 
 

@@ -53,6 +53,7 @@ def _row(job_id: int, epoch: int, sample: Sample) -> dict[str, object]:
         "parity": sample.parity.value,
         "first_divergence": sample.first_divergence,
         "margin_logits": sample.margin_logits,
+        "control_token": sample.control_token,
         "arrays": pack(
             {
                 "output_ids": sample.output_ids,

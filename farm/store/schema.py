@@ -70,15 +70,16 @@ class BuildRow(Base):
 
 
 class ModelFileRow(Base):
-    """A GGUF file by content."""
+    """A GGUF file by content, or the model of a server that was there already: then sizes are
+    unknown."""
 
     __tablename__ = "model_file"
 
     digest: Mapped[str] = mapped_column(String(64), primary_key=True)
     name: Mapped[str]
     architecture: Mapped[str]
-    size_bytes: Mapped[int] = mapped_column(BigInteger)
-    parameter_count: Mapped[int] = mapped_column(BigInteger)
+    size_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    parameter_count: Mapped[int | None] = mapped_column(BigInteger)
     is_calibration: Mapped[bool]
 
 
@@ -174,7 +175,11 @@ class JobRow(Base):
 
 
 class AttemptRow(Base):
-    """One try at a job by one worker; `epoch` is the job's lease epoch of that try."""
+    """One try at a job by one worker; `epoch` is the job's lease epoch of that try.
+
+    provenance: everything that shaped the result. conditions: digest of the part of it that must
+    be equal where results are averaged. checks: what was verified of the job as a whole.
+    """
 
     __tablename__ = "attempt"
 
@@ -192,6 +197,9 @@ class AttemptRow(Base):
     build_digest: Mapped[str | None] = mapped_column(ForeignKey("build.digest"))
     environment_before: Mapped[dict[str, Any] | None]
     environment_after: Mapped[dict[str, Any] | None]
+    provenance: Mapped[dict[str, Any] | None]
+    conditions: Mapped[str | None] = mapped_column(String(64))
+    checks: Mapped[dict[str, Any] | None]
 
     __table_args__ = (
         UniqueConstraint("job_id", "epoch"),
@@ -221,13 +229,14 @@ class SampleRow(Base):
     draft_ms: Mapped[float | None]
     verify_ms: Mapped[float | None]
     rounds: Mapped[int | None]
-    drafted: Mapped[int]
-    accepted: Mapped[int]
+    drafted: Mapped[int | None]
+    accepted: Mapped[int | None]
     output_digest: Mapped[str]
     peak_rss_bytes: Mapped[int | None] = mapped_column(BigInteger)
     parity: Mapped[str]
     first_divergence: Mapped[int | None]
     margin_logits: Mapped[float | None]
+    control_token: Mapped[int | None]
     arrays: Mapped[bytes] = mapped_column(LargeBinary)
 
     __table_args__ = (UniqueConstraint("job_id", "epoch", "prompt_digest", "repeat", "arm"),)

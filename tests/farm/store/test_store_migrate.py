@@ -5,10 +5,11 @@ from alembic import command
 from alembic.config import Config
 from sample_farm import add_machine, contents, measure, paired, queue_jobs, spec
 from sqlalchemy import Engine, inspect, text
+from sqlalchemy.exc import IntegrityError
 
 from farm.errors import InfrastructureError
 from farm.paths import resource
-from farm.store.database import writing
+from farm.store.database import altering, writing
 from farm.store.migrate import current, differences, head, require_head, upgrade
 from farm.store.schema import Base
 
@@ -18,12 +19,12 @@ def set_revision(engine: Engine, revision: str) -> None:
         session.execute(text("UPDATE alembic_version SET version_num = :to"), {"to": revision})
 
 
-def upgrade_to(engine: Engine, revision: str) -> None:
+def downgrade_to(engine: Engine, revision: str) -> None:
     config = Config()
     config.set_main_option("script_location", str(resource("migrations")))
-    with engine.execution_options(writes=True).begin() as connection:
+    with altering(engine) as connection:
         config.attributes["connection"] = connection
-        command.upgrade(config, revision)
+        command.downgrade(config, revision)
 
 
 class TestUpgrade:
@@ -58,17 +59,42 @@ class TestUpgrade:
 
     def test_keeps_the_samples_of_the_first_tables(self, empty_database: Engine) -> None:
         """What was measured then is still there, and what no engine reports can be NULL now."""
-        upgrade_to(empty_database, "0001")
+        upgrade(empty_database)
         queue_jobs(empty_database, [spec()])
         measure(empty_database, add_machine(empty_database), paired([1.5, 1.25]))
         before = contents(empty_database)
+        downgrade_to(empty_database, "0001")
+        assert differences(empty_database)
 
         upgrade(empty_database)
 
         assert contents(empty_database) == before
         assert differences(empty_database) == []
         with writing(empty_database) as session:
-            session.execute(text("UPDATE sample SET rounds = NULL, verify_ms = NULL"))
+            session.execute(text("UPDATE sample SET rounds = NULL, drafted = NULL"))
+
+    def test_stays_where_it_was_when_rows_refer_to_nothing(self, empty_database: Engine) -> None:
+        if empty_database.dialect.name != "sqlite":
+            pytest.skip("PostgreSQL never lets such a row in")
+        upgrade(empty_database)
+        downgrade_to(empty_database, "0001")
+        orphan = "INSERT INTO sweep_job (sweep_id, job_id) VALUES (1, 1)"
+        with empty_database.connect() as connection:
+            connection.connection.execute("PRAGMA foreign_keys=OFF")
+            connection.connection.execute(orphan)
+            connection.invalidate()
+
+        with pytest.raises(InfrastructureError, match=r"refer to rows that are gone.*backup"):
+            upgrade(empty_database)
+
+        assert current(empty_database) == "0001"
+
+    def test_goes_on_with_references_checked(self, database: Engine) -> None:
+        upgrade(database)
+
+        orphan = text("INSERT INTO sweep_job (sweep_id, job_id) VALUES (1, 1)")
+        with pytest.raises(IntegrityError), writing(database) as session:
+            session.execute(orphan)
 
     def test_refuses_the_database_of_a_newer_farm(self, database: Engine) -> None:
         set_revision(database, "9999")

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from sample_farm import spec
+
+from farm.domain.decoding import Settings, Speculation, SpeculationKind
+from farm.domain.job import JobSpec
+
+
+class TestKey:
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"settings": Settings(depth_tokens=4096)},
+            {"settings": Settings(threads=2)},
+            {"speculation": Speculation(SpeculationKind.DRAFT_SIMPLE, 4, n_min=1)},
+            {"label": "again"},
+            {"draft": None},
+        ],
+    )
+    def test_every_choice_makes_another_job(self, changes: dict[str, object]) -> None:
+        assert replace(spec(), **changes).key != spec().key
+
+    def test_a_dimension_that_was_not_there_then_leaves_the_key_as_it_was(self) -> None:
+        """A stored spec lacks what was added since; it is still the job that is asked for."""
+        old = spec().to_payload()
+        del old["settings"]["depth_tokens"]
+        assert JobSpec.from_payload(old).key == spec().key
+
+    def test_comes_back_from_its_payload(self) -> None:
+        assert JobSpec.from_payload(spec().to_payload()) == spec()
+
+
+class TestLossy:
+    @pytest.mark.parametrize(
+        ("settings", "lossy"),
+        [
+            (Settings(), ()),
+            (Settings(cache_type_k="bf16", draft_cache_type_k="q4_0"), ()),
+            (Settings(cache_type_k="q8_0"), ("cache_type_k",)),
+            (Settings(cache_type_v="q4_0", experts_used=2), ("cache_type_v", "experts_used")),
+        ],
+    )
+    def test_names_what_changes_the_targets_law(
+        self, settings: Settings, lossy: tuple[str, ...]
+    ) -> None:
+        assert settings.lossy == lossy
