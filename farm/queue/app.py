@@ -5,6 +5,7 @@ Losing messages loses nothing: `farm.queue.doorbell` rings again for what SQL sa
 
 from __future__ import annotations
 
+import os
 from urllib.parse import urlsplit
 
 from celery import Celery
@@ -12,6 +13,7 @@ from celery import Celery
 from farm.errors import UserError
 
 KEY_PREFIX = "specfarm:"
+CELERY_VARIABLES = ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL")
 
 app = Celery("specfarm", include=["farm.queue.tasks"])
 app.conf.update(
@@ -51,6 +53,9 @@ def connect(broker_url: str) -> Celery:
             "The broker's address is none of a Redis server; use redis://host:6379/0 or "
             "redis+socket:///path in FARM_BROKER_URL."
         )
+    # Celery would put these before the address it is given here.
+    for variable in CELERY_VARIABLES:
+        os.environ.pop(variable, None)
     app.conf.broker_url = broker_url
     return app
 

@@ -10,7 +10,7 @@ from farm.domain.job import JobSpec
 from farm.errors import InfrastructureError
 from farm.services.plan import Plan
 from farm.services.status import selectors
-from farm.store.database import open_database, reading
+from farm.store.database import is_there, open_database, reading
 from farm.store.migrate import current, head
 from farm.store.queries import MachineSummary, decode_speeds, job_keys_present, machine_summaries
 
@@ -71,7 +71,7 @@ def _known(
 ) -> tuple[list[MachineSummary], set[str], dict[str, float]]:
     engine = open_database(database_url)
     try:
-        if current(engine) != head():
+        if not is_there(database_url) or current(engine) != head():
             return [], set(), {}
         with reading(engine) as session:
             return (

@@ -53,6 +53,12 @@ def open_database(url: str) -> Engine:
         ) from None
 
 
+def is_there(url: str) -> bool:
+    """Say whether there can be a database to open: a SQLite file that is missing would be made."""
+    parsed = make_url(url)
+    return parsed.get_backend_name() != "sqlite" or Path(parsed.database or "").is_file()
+
+
 def _open_sqlite(url: str, database: str | None) -> Engine:
     if not database or database == ":memory:":
         raise UserError(

@@ -131,8 +131,9 @@ class TestDryRun:
         assert ran.stdout.endswith("Dry run: nothing was submitted.\n")
         assert contents(farm) == before
 
-    def test_needs_no_farm(self, run: Run, sweep: Path) -> None:
+    def test_needs_no_farm_and_makes_none(self, run: Run, sweep: Path, farm_home: Path) -> None:
         assert run("submit", sweep, "--dry-run").code == 0
+        assert not list(farm_home.glob("*.db*"))
 
     def test_prints_json_alone(self, run: Run, farm: Engine, sweep: Path) -> None:
         add_machine(farm)

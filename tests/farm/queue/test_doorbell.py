@@ -200,6 +200,14 @@ def test_the_addresses_of_redis_servers_are_taken(url: str) -> None:
     assert connect(url).conf.broker_url == url
 
 
+def test_a_celery_farm_beside_this_one_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Celery itself puts CELERY_BROKER_URL before any address in its settings."""
+    monkeypatch.setenv("CELERY_BROKER_URL", "redis://elsewhere:6379/0")
+    app = connect("redis://here:6379/0")
+    assert app.connection_for_write().hostname == "here"
+    assert app.connection_for_read().hostname == "here"
+
+
 @pytest.mark.parametrize(
     ("selector", "queue"),
     [("any", "any"), ("kind:nvidia", "kind.nvidia"), ("name:bench-1.lan", "name.bench-1.lan")],

@@ -73,9 +73,9 @@ class TestUpgrade:
         with writing(empty_database) as session:
             session.execute(text("UPDATE sample SET rounds = NULL, drafted = NULL"))
 
+    @pytest.mark.parametrize("empty_database", ["sqlite"], indirect=True)
     def test_stays_where_it_was_when_rows_refer_to_nothing(self, empty_database: Engine) -> None:
-        if empty_database.dialect.name != "sqlite":
-            pytest.skip("PostgreSQL never lets such a row in")
+        """PostgreSQL never lets such a row in."""
         upgrade(empty_database)
         downgrade_to(empty_database, "0001")
         orphan = "INSERT INTO sweep_job (sweep_id, job_id) VALUES (1, 1)"
