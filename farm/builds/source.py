@@ -22,17 +22,18 @@ from farm.errors import InfrastructureError, SpecfarmError
 VOCABULARIES = "vendor/llama.cpp/models/ggml-vocab-"
 
 
-def fetch(pin: Pin, folder: Path, pip: Sequence[str]) -> Path:
-    """Download the pinned source distribution into `folder`. Raises InfrastructureError."""
+def download(pin: Pin, folder: Path, pip: Sequence[str]) -> list[str]:
+    """Return the command that downloads the pinned source distribution into `folder`."""
     requirements = folder / "requirements.txt"
     requirements.write_text(pin.requirement + "\n")
-    command = [*pip, "download", "--no-deps", "--no-binary", "llama-cpp-python"]
-    done = subprocess.run(
-        [*command, "-r", str(requirements), "-d", str(folder)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [*pip, "download", "-v", "--no-deps", "--no-binary", "llama-cpp-python"]
+    return [*command, "-r", str(requirements), "-d", str(folder)]
+
+
+def _fetch(pin: Pin, folder: Path, pip: Sequence[str]) -> Path:
+    """Download the source distribution. Raises InfrastructureError."""
+    command = download(pin, folder, pip)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     found = next(folder.glob("llama_cpp_python-*.tar.gz"), None)
     if done.returncode or found is None:
         reason = (done.stderr or done.stdout).strip().splitlines() or ["no reason given"]
@@ -51,7 +52,7 @@ def vocabularies(pin: Pin, store: Path, pip: Sequence[str] = (sys.executable, "-
     if not target.is_dir():
         store.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=store) as work:
-            sdist = fetch(pin, Path(work), pip)
+            sdist = _fetch(pin, Path(work), pip)
             unpacked = Path(work) / "unpacked"
             with tarfile.open(sdist) as archive:
                 for member in archive:

@@ -34,6 +34,7 @@ from farm.builds.compile import (
     progress,
 )
 from farm.builds.recipe import CMAKE_INCLUDE, Pin, Recipe, describe, read_pin
+from farm.builds.source import download
 from farm.builds.wheel import engine_lock
 from farm.errors import InfrastructureError, UserError
 
@@ -162,11 +163,8 @@ def _compile(
     ):
         work = Path(folder)
         env = compile_env() | {"TMPDIR": folder}
-        requirements = work / "requirements.txt"
-        requirements.write_text(pin.requirement + "\n")
-        download = [*pip, "download", "-v", "--no-deps", "--no-binary", "llama-cpp-python"]
-        download += ["-r", str(requirements), "-d", str(work / "sdist")]
-        _step(output, output.run(download, env, show), "could not be fetched")
+        command = download(pin, work, pip)
+        _step(output, output.run(command, env, show), "could not be fetched")
         source = _unpack(work)
         include = Path(shutil.copy(CMAKE_INCLUDE, work))
         build = work / "build"
@@ -199,7 +197,7 @@ def _step(output: CompileLog, status: int, failure: str) -> None:
 
 def _unpack(work: Path) -> Path:
     """Unpack what pip downloaded; return the folder of the source."""
-    for archive in (work / "sdist").glob("*.tar.gz"):
+    for archive in work.glob("*.tar.gz"):
         with tarfile.open(archive) as tar:
             tar.extractall(work / "source", filter="data")
         for source in (work / "source").iterdir():

@@ -25,12 +25,9 @@ VERSION = "version: 0.5.0-dev (build 1, commit 0c1e57098)\nbuilt with GNU 12.2.0
 
 # Puts the source package where pip would, given as the first argument.
 FAKE_PIP = """\
-import shutil, sys
-shutil.copy(sys.argv[1], sys.argv[sys.argv.index("-d") + 1] + ".partial")
-import pathlib
+import pathlib, shutil, sys
 into = pathlib.Path(sys.argv[sys.argv.index("-d") + 1])
-into.mkdir()
-shutil.move(str(into) + ".partial", into / "llama_cpp_python-0.3.36.tar.gz")
+shutil.copy(sys.argv[1], into / "llama_cpp_python-0.3.36.tar.gz")
 """
 
 # Notes how it was called and "builds" scripts that say a version.

@@ -73,7 +73,7 @@ class TestUpgrade:
         with writing(empty_database) as session:
             session.execute(text("UPDATE sample SET rounds = NULL, drafted = NULL"))
 
-    @pytest.mark.parametrize("empty_database", ["sqlite"], indirect=True)
+    @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
     def test_stays_where_it_was_when_rows_refer_to_nothing(self, empty_database: Engine) -> None:
         """PostgreSQL never lets such a row in."""
         upgrade(empty_database)
