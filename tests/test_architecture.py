@@ -19,6 +19,7 @@ ONLY = {
     "farm.domain": {"farm.domain"},
     "farm.science": {"farm.domain", "farm.science", "numpy", "scipy"},
     "worker.bench": {"worker.bench", "numpy", "llama_cpp"},
+    "worker.confine": {"worker.confine"},
 }
 OUTSIDE = {"worker", "dashboard"}
 NEVER = {

@@ -142,6 +142,7 @@ class Executor:
         engine = self._loaded(claim, spec, target, draft, deadline)
         with writing(self._database) as session:
             insert_missing(session, BuildRow, [vars(engine.build)])
+            before |= {"isolation": engine.isolation}
             jobs.describe_attempt(
                 session, claim, environment_before=before, build_digest=engine.build.digest
             )

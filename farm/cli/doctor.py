@@ -17,6 +17,7 @@ from farm.cli.session import FarmSession, JsonOption, open_session, out, print_j
 from farm.domain.hardware import GIB
 from farm.errors import InfrastructureError, SpecfarmError
 from farm.queue.doorbell import require_broker
+from worker import isolation
 from worker.probe.hardware import probe_hardware
 
 LITTLE_DISK_BYTES = 2 * GIB
@@ -32,7 +33,7 @@ class Finding:
 
 
 def doctor(as_json: JsonOption = False) -> None:
-    """Check Python, llama.cpp, broker, database, disk and hardware; exit 3 if any is amiss."""
+    """Check Python, llama.cpp, broker, database, disk, hardware; exit 3 if any is amiss."""
     session = open_session()
     checks: list[tuple[str, Callable[[FarmSession], str]]] = [
         ("python", _python),
@@ -41,6 +42,7 @@ def doctor(as_json: JsonOption = False) -> None:
         ("database", _database),
         ("disk", _disk),
         ("machine", _machine),
+        ("isolation", _isolation),
     ]
     findings = [_check(name, look, session) for name, look in checks]
     if as_json:
@@ -102,3 +104,7 @@ def _machine(_session: FarmSession) -> str:
     free = psutil.virtual_memory().available
     total = hardware.memory_bytes
     return f"{hardware.kind.value}: {hardware.label}, {total / GIB:.0f} GiB ({free / GIB:.0f} free)"
+
+
+def _isolation(_session: FarmSession) -> str:
+    return f"bench children run under: {isolation.describe()}"

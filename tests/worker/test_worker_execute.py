@@ -25,7 +25,7 @@ from farm.store.arrays import unpack
 from farm.store.database import reading
 from farm.store.queries import measured_samples
 from farm.store.schema import BuildRow, PromptRow
-from worker import execute
+from worker import execute, isolation
 from worker.engines.in_process import InProcessFactory
 from worker.probe import memory
 from worker.probe.environment import read_environment
@@ -109,6 +109,7 @@ def test_build_and_environment_are_recorded_with_each_attempt(small_farm: SmallF
             assert environment is not None
             assert environment["kernel"]
             assert json.loads(json.dumps(environment)) == environment
+        assert attempt.environment_before["isolation"] == isolation.describe()
 
 
 def test_jobs_of_the_loaded_pair_come_first(

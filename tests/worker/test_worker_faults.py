@@ -178,6 +178,7 @@ class SilentEngine:
 
     name = "in-process"
     build = BuildInfo("5" * 64, "llama-cpp-python==0", "")
+    isolation = "none: nothing runs"
 
     def __init__(self, soon_after_start: Callable[[], None]) -> None:
         self._soon_after_start = soon_after_start

@@ -36,6 +36,8 @@ class Engine(Protocol):
     """
 
     build: BuildInfo
+    # What kept the models from the rest of the machine; see `worker.isolation.held`.
+    isolation: str
 
     def run(
         self, spec: JobSpec, prompts: list[PreparedPrompt], deadline: float

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from farm.domain.job import Arm, JobSpec
 from farm.domain.measurement import Parity, Sample
 from farm.errors import BenchmarkError
 from farm.science.parity import classify
+from worker import isolation
 from worker.child import Child
 from worker.engines.contract import BuildInfo, PreparedPrompt
 
@@ -30,6 +30,7 @@ class InProcessEngine:
     def __init__(self, child: Child, build: BuildInfo) -> None:
         self._child = child
         self.build = build
+        self.isolation = isolation.held(child.log_text())
 
     def run(
         self, spec: JobSpec, prompts: list[PreparedPrompt], deadline: float
@@ -78,8 +79,12 @@ class InProcessFactory:
         self, spec: JobSpec, target: Path, draft: Path | None, log: Path, deadline: float
     ) -> InProcessEngine:
         """Start a child and load the pair; the child is ended when that fails."""
-        environment = dict(os.environ) | {"PYTHONPATH": str(_ROOT), "PYTHONUNBUFFERED": "1"}
-        child = Child([sys.executable, "-m", "worker.bench"], log, environment)
+        environment = isolation.environment()
+        environment |= {"PYTHONPATH": str(_ROOT), "PYTHONUNBUFFERED": "1"}
+        models = [target, draft] if draft else [target]
+        rules = isolation.policy(models, isolation.packages("llama_cpp", "numpy"))
+        command = isolation.confined([sys.executable, "-m", "worker.bench"], rules)
+        child = Child(command, log, environment)
         try:
             child.send(
                 {

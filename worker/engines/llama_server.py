@@ -65,12 +65,14 @@ class LlamaServerEngine:
         self._side_by_side = side_by_side
         self._servers: dict[Arm, Server] = {}
         self._ran_at = 0.0
+        self.isolation = ""
 
     def load(self, spec: JobSpec, deadline: float) -> None:
         """Start what the job needs first, so that it is known to load."""
         for arm in ARMS if self._side_by_side else ARMS[:1]:
             for _ in self._up(arm, spec, deadline):
                 pass
+            self.isolation = self._servers[arm].isolation
 
     def run(
         self, spec: JobSpec, prompts: list[PreparedPrompt], deadline: float
@@ -160,6 +162,7 @@ class LlamaServerEngine:
     def _server(self, arm: Arm, spec: JobSpec) -> Server:
         dialect = ask(self.build.name, self._binary)
         speculates = arm is Arm.SPECULATIVE
+        draft = self._draft if speculates else None
         return Server(
             self._binary,
             lambda port, key: arguments(
@@ -168,10 +171,11 @@ class LlamaServerEngine:
                 spec.settings,
                 spec.sampling,
                 self._target,
-                self._draft if speculates else None,
+                draft,
                 port,
                 key,
             ),
+            [self._target, draft] if draft else [self._target],
             self._log.with_suffix(f".{arm}.log"),
             speculates,
         )

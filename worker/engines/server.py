@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import os
 import queue
 import re
 import secrets
@@ -13,7 +12,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,7 +20,7 @@ from typing import Any, TypeVar
 import psutil
 
 from farm.errors import BenchmarkError
-from worker import leash
+from worker import isolation, leash
 from worker.process import LoggedProcess
 
 LISTEN_S = 1.0
@@ -64,11 +63,19 @@ class Metrics:
 class Server:
     """A llama-server that answers on a port of its own, to a key that nobody else knows."""
 
-    def __init__(self, binary: Path, arguments: Arguments, log: Path, speculates: bool) -> None:
+    def __init__(
+        self,
+        binary: Path,
+        arguments: Arguments,
+        models: Sequence[Path],
+        log: Path,
+        speculates: bool,
+    ) -> None:
         self.identity = (str(binary), *arguments(0, ""))
         self.prompts_seen: set[str] = set()
         self._binary = binary
         self._arguments = arguments
+        self._models = models
         self._log = log
         self._speculates = speculates
         self._key = secrets.token_urlsafe(16)
@@ -80,6 +87,11 @@ class Server:
         """Return the started process."""
         assert self._process is not None
         return self._process
+
+    @property
+    def isolation(self) -> str:
+        """Return what kept it from the rest of the machine."""
+        return isolation.held(self.process.log_text())
 
     def start(self, deadline: float) -> Waiting[None]:
         """Start, wait until it serves, and check that it speculates or doesn't as it was told.
@@ -159,11 +171,13 @@ class Server:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self._port = probe.getsockname()[1]
-        command = [sys.executable, "-I", leash.__file__, str(self._binary)]
+        leashed = [sys.executable, "-I", leash.__file__, str(self._binary)]
         # llama.cpp takes options from the environment too; those nobody here has asked for.
-        clean = {k: v for k, v in os.environ.items() if not k.startswith("LLAMA_")}
-        arguments = self._arguments(self._port, self._key)
-        self._process = Process([*command, *arguments], self._log, clean)
+        environment = isolation.environment()
+        clean = {k: v for k, v in environment.items() if not k.startswith("LLAMA_")}
+        command = [*leashed, *self._arguments(self._port, self._key)]
+        rules = isolation.policy(self._models, [self._binary], self._port)
+        self._process = Process(isolation.confined(command, rules), self._log, clean)
 
     def _serves(self) -> bool:
         try:

@@ -21,6 +21,7 @@ from farm.domain.job import Arm, JobSpec, ModelRef
 from farm.domain.measurement import Parity, Sample
 from farm.errors import BenchmarkError
 from farm.gguf.calibration import Law, calibration_prompt, start_state
+from worker import isolation
 from worker.engines.contract import Engine, EngineFactory, PreparedPrompt
 
 LIMIT_S = 120.0
@@ -169,6 +170,24 @@ class EngineContract(ABC):
         assert all(len(sample.accepted_per_position or ()) <= 2 for sample in speculative)
         plain = [sample.output_ids for sample in of_arm(greedy, Arm.BASELINE)]
         assert plain != [sample.output_ids for sample in of_arm(drawn, Arm.BASELINE)]
+
+    def test_the_models_decode_confined(
+        self, load: Callable[..., Engine], spec: JobSpec, tmp_path: Path
+    ) -> None:
+        """By links as well: the kernel's rules are about the files that these lead to."""
+        assert spec.draft is not None
+        links = []
+        for model in (spec.target, spec.draft):
+            link = tmp_path / "links" / Path(model.path).name
+            link.parent.mkdir(exist_ok=True)
+            link.symlink_to(model.path)
+            links.append(replace(model, path=str(link)))
+        engine = load(spec, target=links[0], draft=links[1])
+        assert engine.isolation == isolation.describe()
+        filtered = "seccomp" in engine.isolation and not engine.isolation.startswith("none")
+        status = Path(f"/proc/{self.victim().pid}/status")
+        if status.exists():
+            assert (f"Seccomp:\t{2 if filtered else 0}\n") in status.read_text()
 
     def test_a_prompt_that_does_not_fit_is_refused(
         self, load: Callable[..., Engine], spec: JobSpec, law: Law
