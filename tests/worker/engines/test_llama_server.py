@@ -27,7 +27,7 @@ from farm.domain.job import Arm, JobSpec, ModelRef
 from farm.domain.measurement import Parity
 from farm.errors import BenchmarkError
 from farm.gguf.calibration import Law, calibration_prompt, start_state
-from worker import leash
+from worker import isolation, leash
 from worker.engines import llama_server
 from worker.engines.contract import PreparedPrompt
 from worker.engines.llama_server import LlamaServerEngine, LlamaServerFactory
@@ -311,7 +311,9 @@ class TestProcesses:
         """A worker that is killed can't tidy up; its leash does."""
         program = tmp_path / "worker.py"
         server = [str(llama_tools.path("llama-server")), "-m", spec.target.path, "-t", "1"]
-        command = [sys.executable, leash.__file__, *server, "-ngl", "0", "--port", "0"]
+        leashed = [sys.executable, "-I", leash.__file__, *server, "-ngl", "0", "--port", "0"]
+        rules = isolation.policy([Path(spec.target.path)], [Path(server[0])], port=0)
+        command = isolation.confined(leashed, rules)
         program.write_text(
             "import json, subprocess, sys, time\n"
             "started = subprocess.Popen(json.loads(sys.argv[1]), stdin=subprocess.PIPE,\n"
