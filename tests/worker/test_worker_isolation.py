@@ -176,12 +176,12 @@ def test_a_child_reaches_no_daemon_by_a_unix_socket(place: Place):
         f"socket.socket().sendto(b'x', {FASTOPEN}, ('127.0.0.1', port))",
         f"socket.socket().sendmsg([b'x'], [], {FASTOPEN}, ('127.0.0.1', port))",
         "socket.socket(type=socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', 9))",
-        "socket.create_server(('127.0.0.1', own_port + 1))",
+        "socket.create_server(('127.0.0.1', 0))",
     ],
     ids=["connect", "fast open", "fast open by sendmsg", "udp", "another port"],
 )
 def test_a_server_connects_to_nobody(place: Place, attempt: str):
-    if "own_port" in attempt and ABI < 4:
+    if "create_server" in attempt and ABI < 4:
         pytest.skip("Landlock knows ports from ABI 4 on")
     rules = isolation.policy([place.model], port=place.free)
 
