@@ -6,7 +6,7 @@ import os
 import socket
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote
 
 import platformdirs
@@ -22,6 +22,7 @@ ENVIRONMENT = {
     "machine_name": "FARM_MACHINE_NAME",
     "models_folder": "FARM_MODELS",
     "job_timeout_s": "FARM_JOB_TIMEOUT_S",
+    "isolation": "FARM_ISOLATION",
 }
 
 
@@ -35,6 +36,7 @@ class Config(BaseModel):
     machine_name: str = ""
     models_folder: Path | None = None
     job_timeout_s: float = Field(default=3600.0, gt=0)
+    isolation: Literal["on", "off"] = "on"
 
     def model_post_init(self, _context: Any) -> None:
         """Fill in what depends on this machine."""

@@ -235,6 +235,13 @@ def test_the_farms_own_folder_is_closed_wherever_it_lies(
     assert place.run("private.read_text()", isolation.policy([place.model])) == "EACCES"
 
 
+def test_it_can_be_switched_off_and_says_so(place: Place, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("FARM_ISOLATION", "off")
+
+    assert isolation.describe() == "none: switched off"
+    assert place.run("private.read_text()", isolation.policy([place.model])) == "done"
+
+
 def test_libraries_beside_a_bin_folder_can_be_read(tmp_path: Path):
     server = tmp_path / "release" / "bin" / "llama-server"
 

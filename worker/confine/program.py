@@ -22,9 +22,9 @@ _CUDA = ("nvidia", "nvhost", "nvmap", "dxg")
 
 
 def main(arguments: list[str]) -> None:
-    """arguments: a policy as JSON (the keywords of `confine`), then a program and its own."""
-    policy, program = arguments[0], arguments[1:]
-    held = confine(**json.loads(policy))
+    """arguments: a policy as JSON (keywords of `confine`, or null), then a program and its own."""
+    policy, program = json.loads(arguments[0]), arguments[1:]
+    held = confine(**policy) if policy else "none: switched off"
     os.write(2, f"{SAYS}{held}\n".encode())
     os.execv(program[0], program)
 
