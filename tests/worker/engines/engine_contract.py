@@ -23,11 +23,14 @@ from farm.errors import BenchmarkError
 from farm.gguf.calibration import Law, calibration_prompt, start_state
 from worker import isolation
 from worker.engines.contract import Engine, EngineFactory, PreparedPrompt
+from worker.engines.llama_server import LlamaServerEngine
 
 LIMIT_S = 120.0
 TOKENS = 24
 CATEGORY = "code-completion"
 TEXTS = ("one", "two", "three")
+
+Load = Callable[[JobSpec], LlamaServerEngine]
 
 
 def soon() -> float:
@@ -38,6 +41,11 @@ def descendants() -> list[psutil.Process]:
     """Return the running processes that this one started, directly or not."""
     found = psutil.Process().children(recursive=True)
     return [process for process in found if process.status() != psutil.STATUS_ZOMBIE]
+
+
+def servers() -> list[psutil.Process]:
+    """Return the llama-servers among them."""
+    return [process for process in descendants() if process.name() == "llama-server"]
 
 
 def measured(

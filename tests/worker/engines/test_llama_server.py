@@ -9,82 +9,30 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from engine_contract import CATEGORY, LIMIT_S, TEXTS, descendants, measured, of_arm, soon
+from engine_contract import CATEGORY, LIMIT_S, TEXTS, Load, measured, of_arm, servers, soon
 from gguf import GGUFReader
 
 from farm.builds import tools
 from farm.builds.arguments import arguments
 from farm.builds.tools import ToolBuild
-from farm.domain.decoding import AcceptRule, Sampling, Settings, Speculation, SpeculationKind
+from farm.domain.decoding import AcceptRule, Sampling, Speculation, SpeculationKind
 from farm.domain.job import Arm, JobSpec, ModelRef
 from farm.domain.measurement import Parity
 from farm.errors import BenchmarkError
-from farm.gguf.calibration import Law, calibration_prompt, start_state
+from farm.gguf.calibration import Law, start_state
 from worker import isolation, leash
 from worker.engines import llama_server
 from worker.engines.contract import PreparedPrompt
-from worker.engines.llama_server import LlamaServerEngine, LlamaServerFactory
 
 # Long enough for a calibration pair's cycle of 31 states to come round several times.
 CYCLES_TOKENS = 160
-
-Load = Callable[[JobSpec], LlamaServerEngine]
-
-
-@pytest.fixture
-def prompts(law: Law) -> list[PreparedPrompt]:
-    return [
-        PreparedPrompt(text, calibration_prompt(law, CATEGORY, text, index))
-        for index, text in enumerate(TEXTS)
-    ]
-
-
-@pytest.fixture
-def spec(tiny_pair: tuple[Path, Path], one_thread: Settings, llama_tools: ToolBuild) -> JobSpec:
-    target, draft = (ModelRef(str(path), path.name, path.stem) for path in tiny_pair)
-    return JobSpec(
-        machine="any",
-        engine="llama-server",
-        build=llama_tools.name,
-        target=target,
-        draft=draft,
-        speculation=Speculation(SpeculationKind.DRAFT_SIMPLE, 4),
-        sampling=Sampling(0.0, 0),
-        settings=one_thread,
-        category=CATEGORY,
-        prompts=TEXTS,
-        generate_tokens=24,
-        repeats=1,
-    )
-
-
-@pytest.fixture
-def load(tmp_path: Path) -> Iterator[Load]:
-    """Return a loader; what it loaded is ended, and nothing may be left running."""
-    engines: list[LlamaServerEngine] = []
-
-    def load(spec: JobSpec) -> LlamaServerEngine:
-        draft = Path(spec.draft.path) if spec.draft else None
-        log = tmp_path / "job-1-1.log"
-        engine = LlamaServerFactory().load(spec, Path(spec.target.path), draft, log, soon())
-        engines.append(engine)
-        return engine
-
-    yield load
-    for engine in engines:
-        engine.end()
-    assert servers() == []
-
-
-def servers() -> list[psutil.Process]:
-    return [process for process in descendants() if process.name() == "llama-server"]
 
 
 def ngram(spec: JobSpec, kind: SpeculationKind, n_max: int) -> JobSpec:
