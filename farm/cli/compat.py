@@ -23,7 +23,7 @@ def compat(
     draft: Annotated[Path | None, typer.Argument(help="Draft .gguf.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Check a pair from its headers alone, by llama.cpp's own rules.
+    """Check a pair from its headers alone, by llama.cpp's own rules for the kind it is made for.
 
     With a folder, every pair in it whose draft has fewer parameters. Exit code 0 when the pair (or
     any pair of the folder) is compatible, 2 when not.
@@ -68,6 +68,7 @@ def _row(target: Header, draft: Header, verdict: Compatibility) -> dict[str, Any
     return {
         "target": str(target.path),
         "draft": str(draft.path),
+        "kind": verdict.kind,
         "compatible": verdict.compatible,
         "reasons": list(verdict.reasons),
         "notes": list(verdict.notes),
@@ -80,16 +81,17 @@ def _show(verdicts: list[tuple[Header, Header, Compatibility]], skipped: list[st
         target, draft, verdict = verdicts[0]
         said = "fits" if verdict.compatible else "does not fit"
         console.print(f"{_escaped(draft.path.name)} {said} {_escaped(target.path.name)}")
+        console.print(f"  - kind: {verdict.kind}")
         for line in _why(verdict):
             console.print(f"  - {line}")
     else:
-        table = Table("target", "draft", "fits", "why")
+        table = Table("target", "draft", "kind", "fits", "why")
         for column in table.columns[:2]:
             column.overflow = "fold"
         for target, draft, verdict in verdicts:
             fits = "[green]yes[/]" if verdict.compatible else "[red]no[/]"
             names = _escaped(target.path.name), _escaped(draft.path.name)
-            table.add_row(*names, fits, "\n".join(_why(verdict)))
+            table.add_row(*names, verdict.kind, fits, "\n".join(_why(verdict)))
         console.print(table)
     for reason in skipped:
         console.print(f"left out: {_escaped(reason)}")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from farm.domain.decoding import SpeculationKind
 from farm.gguf.calibration_law import METADATA_LAW
 from farm.gguf.header import Header
+from farm.gguf.heads import made_for, misfits
 from farm.gguf.vocabulary import Vocabulary, vocabulary_of
 
 MAX_VOCAB_DIFFERENCE = 128
@@ -32,38 +34,46 @@ HYBRID = frozenset(
 
 @dataclass(frozen=True)
 class Compatibility:
-    """The verdict on a pair. `reasons` say why not, `notes` what to know either way."""
+    """The verdict on a pair for one kind: `reasons` say why not, `notes` what to know anyhow."""
 
+    kind: SpeculationKind
     compatible: bool
     reasons: tuple[str, ...]
     notes: tuple[str, ...]
 
 
-def check_pair(target: Header, draft: Header) -> Compatibility:
+def check_pair(target: Header, draft: Header, kind: SpeculationKind | None = None) -> Compatibility:
     """Say whether llama.cpp would let `draft` propose tokens for `target`.
 
-    Follows common_speculative_are_compatible in common/speculative.cpp, which draft-simple
-    applies; where that stops at the first finding, every finding is reported here.
+    kind: the one that the draft is made for where none is named. Vocabularies are compared for
+    draft-simple alone, as common_speculative_are_compatible in common/speculative.cpp does; where
+    that stops at the first finding, every finding is reported here.
     """
-    ours, theirs = vocabulary_of(target), vocabulary_of(draft)
+    kind = kind or made_for(draft) or SpeculationKind.DRAFT_SIMPLE
+    reasons = misfits(kind, target, draft)
+    if kind is SpeculationKind.DRAFT_SIMPLE and not reasons:
+        reasons = _vocabularies(target, draft)
     notes = (
         *_state_notes("target", target),
         *_state_notes("draft", draft),
         *_size(target, draft),
         *_calibration(target, draft),
     )
+    return Compatibility(kind, not reasons, reasons, notes)
+
+
+def _vocabularies(target: Header, draft: Header) -> tuple[str, ...]:
+    ours, theirs = vocabulary_of(target), vocabulary_of(draft)
     if isinstance(ours, str) or isinstance(theirs, str):
-        reasons = tuple(
+        return tuple(
             f"the {role} {finding}"
             for role, finding in (("target", ours), ("draft", theirs))
             if isinstance(finding, str)
         )
-        return Compatibility(False, reasons, notes)
-    reasons = (*_kind(ours, theirs), *_added(ours, theirs), *_texts(ours, theirs))
-    return Compatibility(not reasons, reasons, notes)
+    return (*_types(ours, theirs), *_added(ours, theirs), *_texts(ours, theirs))
 
 
-def _kind(target: Vocabulary, draft: Vocabulary) -> list[str]:
+def _types(target: Vocabulary, draft: Vocabulary) -> list[str]:
     if target.type == draft.type:
         return []
     return [f"vocabulary types differ: target {target.type}, draft {draft.type}"]

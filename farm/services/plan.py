@@ -16,6 +16,7 @@ from farm.domain.prompt import Prompt, PromptSet
 from farm.errors import UserError
 from farm.gguf.compat import check_pair
 from farm.gguf.header import Header, read_header
+from farm.gguf.heads import misfits, most_drafted
 from farm.gguf.identity import digest_of
 from farm.gguf.memory import memory_need_bytes
 from farm.services.prompts import find_prompt_set
@@ -82,14 +83,13 @@ def plan_sweep(path: Path, progress: Progress | None = None) -> Plan:
         models[target.ref.digest] = target
         kind = SpeculationKind(entry.kind)
         for draft in _drafts(entry, path.parent, progress):
-            # llama.cpp asks this of draft-simple only: the other drafts are made for their target.
-            if draft is not None and kind is SpeculationKind.DRAFT_SIMPLE:
-                compatibility = check_pair(target.header, draft.header)
+            if draft is not None:
+                compatibility = check_pair(target.header, draft.header, kind)
                 if not compatibility.compatible:
                     refusals.append(Refusal(target.ref.name, draft.ref.name, compatibility.reasons))
                     continue
-            if draft is not None:
                 models[draft.ref.digest] = draft
+            _check_heads(kind, sweep.k, target, draft)
             for job in _cells(sweep, entry, target, draft, chosen, build):
                 jobs[job.key] = job
                 if len(jobs) > MAX_JOBS:
@@ -141,6 +141,24 @@ def _drafts(
         yield None
     for draft in entry.drafts or ():
         yield _model(draft, folder, progress)
+
+
+def _check_heads(
+    kind: SpeculationKind, k: list[int], target: PlannedModel, draft: PlannedModel | None
+) -> None:
+    if draft is None and (reasons := misfits(kind, target.header, None)):
+        remedy = " (or name a file that has them with 'drafts')" if kind.takes_draft else ""
+        raise UserError(
+            f"kind {kind}, target {target.ref.name}: {reasons[0]}; take another target{remedy}. "
+            "Nothing was submitted."
+        )
+    most = most_drafted(kind, target.header, draft.header if draft else None)
+    if most is not None and max(k) > most:
+        raise UserError(
+            f"kind {kind}, K = {max(k)}: {(draft or target).ref.name} can draft {most} tokens, and "
+            f"llama.cpp would draft no more and not say so; leave K above {most} out. "
+            "Nothing was submitted."
+        )
 
 
 def _cells(

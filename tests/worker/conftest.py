@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from rich.console import Console
 from small_farm import SmallFarm
-from trained_heads import TrainedHeads, all_heads
 
 from farm.builds import tools
 from farm.builds.tools import ToolBuild
@@ -32,14 +31,6 @@ def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def law(tiny_pair: tuple[Path, Path]) -> Law:
     """Return the law that the tiny pair follows."""
     return law_of(read_header(tiny_pair[0]))
-
-
-@pytest.fixture(scope="session")
-def heads(
-    tmp_path_factory: pytest.TempPathFactory, tiny_pair: tuple[Path, Path], law: Law
-) -> dict[str, TrainedHeads]:
-    """Return a draft of each kind that is trained for its target."""
-    return all_heads(tmp_path_factory.mktemp("heads"), tiny_pair[0], law)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 from sqlalchemy import Engine, select
+from trained_heads import TrainedHeads
 
 from farm.builds.tools import ToolBuild
 from farm.domain.hardware import GIB, Hardware, Machine, MachineKind
@@ -93,6 +95,33 @@ def test_a_sweep_is_measured_with_the_build_it_names(
             assert point.speedup is not None
             assert 0 < (point.acceptance_rate or 0) <= 1
             assert 1 < (point.tokens_per_round or 0) <= point.speculation.n_max + 1
+
+
+def test_kinds_with_trained_heads_are_measured(
+    database: Engine, tmp_path: Path, heads: dict[str, TrainedHeads], llama_tools: ToolBuild
+) -> None:
+    """One sweep of all of them, and each has its own recommendation."""
+    pairs = [
+        {"target": str(own.target), "kind": own.kind.value}
+        | ({"drafts": [str(own.draft)]} if own.draft else {})
+        for own in heads.values()
+    ]
+    sweep = yaml.safe_load(
+        SWEEP.format(build=llama_tools.name, target="", draft="", k=[3], tokens=24, repeats=1)
+    )
+    file = tmp_path / "sweep.yaml"
+    file.write_text(yaml.safe_dump({**sweep, "pairs": pairs}))
+    submit(database, plan_sweep(file))
+    assert executor(database, tmp_path).work_off() == 2 * len(heads)
+    with reading(database) as session:
+        assert set(session.scalars(select(JobRow.state))) == {"done"}
+        rows = session.scalars(select(SampleRow).where(SampleRow.arm == "speculative")).all()
+        found = recommendations(session)
+    assert {row.parity for row in rows} == {Parity.EXACT}
+    assert all(row.drafted > 0 for row in rows)
+    points = [point for item in found for point in item.curve]
+    assert {point.speculation.kind for point in points} == {own.kind for own in heads.values()}
+    assert all(0 < (point.acceptance_rate or 0) < 1 for point in points)
 
 
 def test_no_worker_takes_a_job_of_a_build_it_does_not_have(

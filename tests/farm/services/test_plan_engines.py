@@ -37,8 +37,9 @@ Planner = Callable[[str, str], Plan]
 
 
 def test_each_kind_of_llama_server_can_be_asked_for(planned: Planner) -> None:
+    """Those whose draft is trained for its target: `test_plan_heads.py`."""
     for kind in SpeculationKind:
-        if kind is SpeculationKind.PROMPT_LOOKUP:
+        if not (kind.is_ngram or kind is SpeculationKind.DRAFT_SIMPLE):
             continue
         drafts = "; drafts: [DRAFT]" if kind.needs_draft else ""
         k = 8 if kind is SpeculationKind.NGRAM_CACHE else 16
@@ -46,13 +47,6 @@ def test_each_kind_of_llama_server_can_be_asked_for(planned: Planner) -> None:
         (job,) = plan.jobs
         assert (job.speculation.kind, job.build, job.engine) == (kind, BUILD, "llama-server")
         assert (job.draft is not None) == kind.needs_draft
-
-
-def test_mtp_takes_a_draft_where_one_is_named(planned: Planner) -> None:
-    (job,) = planned(
-        "kind: draft-mtp; drafts: [DRAFT]", f"k: 3; engine: llama-server; build: {BUILD}"
-    ).jobs
-    assert job.draft is not None
 
 
 @pytest.mark.parametrize(
