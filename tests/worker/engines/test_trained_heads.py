@@ -15,7 +15,8 @@ from farm.domain.measurement import Parity
 from farm.gguf.calibration import Law, start_state
 from worker.engines.contract import PreparedPrompt
 
-NAMES = ("draft-mtp", "draft-mtp-file", "draft-eagle3", "draft-dflash", "draft-dspark")
+WITH_A_FILE = ("draft-mtp-file", "draft-eagle3", "draft-dflash", "draft-dspark")
+NAMES = ("draft-mtp", "draft-mtp-hybrid", *WITH_A_FILE)
 SURE_ENOUGH = 0.6
 
 
@@ -81,7 +82,7 @@ class TestTrainedHeads:
         assert all(sample.drafted > 0 for sample in drafted)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "draft-mtp"])
+@pytest.mark.parametrize("name", WITH_A_FILE)
 def test_an_untrained_head_is_measured_and_accepts_nothing(
     load: Load,
     spec: JobSpec,
