@@ -21,6 +21,7 @@ from farm.store import jobs
 from farm.store.database import reading, writing
 from farm.store.insert import insert_missing
 from farm.store.schema import BuildRow, PromptRow
+from worker import provenance
 from worker.engines.contract import Engine, PreparedPrompt
 from worker.engines.registry import ENGINES
 from worker.heart import Heart
@@ -138,13 +139,20 @@ class Executor:
         target = locate(spec.target, self._models_folder)
         draft = locate(spec.draft, self._models_folder) if spec.draft else None
         prompts = self._prompts(spec, target)
-        before = read_environment().to_payload() | {"decode_threads": spec.settings.threads}
+        before = read_environment()
         engine = self._loaded(claim, spec, target, draft, deadline)
+        build = engine.build
+        chosen = {"decode_threads": spec.settings.threads, "isolation": engine.isolation}
+        found = provenance.gather(spec, self._claimer.machine, before, engine)
         with writing(self._database) as session:
-            insert_missing(session, BuildRow, [vars(engine.build)])
-            before |= {"isolation": engine.isolation}
+            kept = {"digest": build.digest, "name": build.name, "system_info": build.system_info}
+            insert_missing(session, BuildRow, [kept])
             jobs.describe_attempt(
-                session, claim, environment_before=before, build_digest=engine.build.digest
+                session,
+                claim,
+                environment_before=before.to_payload() | chosen,
+                build_digest=build.digest,
+                **provenance.recorded(found),
             )
         for sample in engine.run(spec, prompts, deadline):
             if heart.lost.is_set():
@@ -155,8 +163,14 @@ class Executor:
                 self._store(claim, sample)
         if not self._spool.flush(self._database, claim, patience_s=jobs.LEASE_SECONDS):
             raise LeaseLost
+        after = read_environment()
         with writing(self._database) as session:
-            jobs.describe_attempt(session, claim, environment_after=read_environment().to_payload())
+            jobs.describe_attempt(
+                session,
+                claim,
+                environment_after=after.to_payload(),
+                **provenance.recorded(provenance.settled(found, after)),
+            )
 
     def _on_this_machine(self, spec: JobSpec) -> JobSpec:
         """Fill in what a job leaves to the machine. llama.cpp's library takes 4 threads whatever

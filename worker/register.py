@@ -51,4 +51,5 @@ def register(engine: Engine, machine: Machine) -> Claimer:
             selectors=selectors_of(machine),
             engines=tuple(engines),
             builds=tuple(builds),
+            machine=machine,
         )

@@ -13,6 +13,7 @@ from dashboard.notices import say_empty, usable_database
 from farm.report.axes import shared_axes
 from farm.report.grouping import Subject, by_subject, settings_text
 from farm.report.markdown import escape
+from farm.report.provenance import system_text
 from farm.report.serving import servings
 from farm.report.tables import reason_text
 from farm.report.wording import (
@@ -149,7 +150,8 @@ def _curves(subject: Subject) -> None:
     with st.expander("Numbers behind the curves"):
         st.caption(
             f"{plain(setup.hardware)} · {setup.engine}, {plain(setup.build)} · "
-            f"{settings_text(setup.settings, setup.generate_tokens)}"
+            f"{settings_text(setup.settings, setup.generate_tokens)} · "
+            f"{system_text(setup.conditions)}"
         )
         _show_table(tables.curves(members))
         for item in members:

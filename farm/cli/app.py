@@ -25,7 +25,7 @@ COMMANDS = {
     "status": "farm.cli.status:status",
     "cancel": "farm.cli.status:cancel",
     "recommend": "farm.cli.recommend:recommend",
-    "results": "farm.cli.recommend:results",
+    "results": "farm.cli.results:app",
     "report": "farm.cli.report:report",
     "dashboard": "farm.cli.dashboard:dashboard",
     "worker": "farm.cli.fleet:worker",

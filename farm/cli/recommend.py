@@ -1,4 +1,4 @@
-"""farm recommend, results: what the measurements say."""
+"""farm recommend: what the measurements say."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ from farm.store.database import reading
 SweepOption = Annotated[int | None, typer.Option("--sweep", help="Only this sweep's jobs.")]
 
 FIGURES = ("speedup", "95 % interval", "accepted", "parity")
-DETAILS = (*FIGURES, "tok/round", "tok/s", "plain")
 
 
 def recommend(sweep: SweepOption = None, as_json: JsonOption = False) -> None:
@@ -35,22 +34,6 @@ def recommend(sweep: SweepOption = None, as_json: JsonOption = False) -> None:
         print_json([recommendation.to_payload() for recommendation in found])
         return
     print_recommendations(found)
-
-
-def results(sweep: SweepOption = None, as_json: JsonOption = False) -> None:
-    """List every measured configuration: the curves behind the recommendations."""
-    found = measured(sweep)
-    if as_json:
-        print_json([recommendation.to_payload() for recommendation in found])
-        return
-    for subject in by_subject(found):
-        table = _table(subject, ["content", "configuration"], DETAILS)
-        for recommendation in subject.recommendations:
-            setup = recommendation.setup
-            for point in recommendation.curve:
-                name = wording.configuration(point.speculation, setup.temperature)
-                table.add_row(setup.category, name, *_details(point))
-        out.print(table)
 
 
 def measured(sweep: int | None) -> list[Recommendation]:
@@ -68,20 +51,23 @@ def measured(sweep: int | None) -> list[Recommendation]:
 def print_recommendations(found: Sequence[Recommendation]) -> None:
     """Print one table per machine, pair, temperature and build."""
     for subject in by_subject(found):
-        table = _table(subject, ["content", "use"], FIGURES)
+        table = table_of(subject, ["content", "use"], FIGURES)
         for recommendation in subject.recommendations:
             best = recommendation.best
-            figures = _figures(best) if best else ["-"] * len(FIGURES)
+            figures = figures_of(best) if best else ["-"] * len(FIGURES)
             use = wording.verdict_text(recommendation)
             table.add_row(recommendation.setup.category, use, *figures)
         out.print(table)
 
 
-def _table(subject: Subject, left: Sequence[str], right: Sequence[str]) -> Table:
+def table_of(subject: Subject, left: Sequence[str], right: Sequence[str]) -> Table:
+    """Return a subject's empty table: columns that read left, then figures."""
     setup = subject.setup
+    apart = subject.apart.removeprefix(setup.build).removeprefix(" · ")
     title = (
         f"{setup.machine} ({setup.hardware})\n{wording.pair_label(setup)}\n"
         f"temperature {wording.temperature_label(setup.temperature)}, {setup.build}"
+        f"{f' · {apart}' if apart else ''}"
     )
     table = Table(
         title=escape(title),
@@ -98,19 +84,11 @@ def _table(subject: Subject, left: Sequence[str], right: Sequence[str]) -> Table
     return table
 
 
-def _figures(point: CurvePoint) -> list[str]:
+def figures_of(point: CurvePoint) -> list[str]:
+    """Return a configuration's `FIGURES`."""
     return [
         wording.speedup_text(point.speedup),
         wording.interval_text(point.speedup),
         wording.percent_text(point.acceptance_rate),
         wording.parity_text(point.parity),
-    ]
-
-
-def _details(point: CurvePoint) -> list[str]:
-    return [
-        *_figures(point),
-        wording.number_text(point.tokens_per_round, 2),
-        wording.number_text(point.speculative_tok_s),
-        wording.number_text(point.baseline_tok_s),
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 
 GIB = 1024**3
@@ -41,12 +41,21 @@ class Hardware:
     gpus: tuple[Gpu, ...] = ()
 
     @property
+    def rounded(self) -> Hardware:
+        """Return the facts that make the identity. Memory counts in whole GiB: kernels report a
+        few MB less or more from one boot to the next."""
+        gpus = tuple(
+            replace(gpu, memory_bytes=gpu.memory_bytes and round(gpu.memory_bytes / GIB) * GIB)
+            for gpu in self.gpus
+        )
+        return replace(self, memory_bytes=round(self.memory_bytes / GIB) * GIB, gpus=gpus)
+
+    @property
     def key(self) -> str:
-        """Return a 16-digit identity. Memory counts in whole GiB: kernels report a few MB less
-        or more from one boot to the next."""
-        facts = asdict(self) | {"memory_bytes": round(self.memory_bytes / GIB)}
-        for gpu in facts["gpus"]:
-            gpu["memory_bytes"] = gpu["memory_bytes"] and round(gpu["memory_bytes"] / GIB)
+        """Return a 16-digit identity over the rounded facts."""
+        facts = asdict(self.rounded)
+        for part in (facts, *facts["gpus"]):
+            part["memory_bytes"] = part["memory_bytes"] and part["memory_bytes"] // GIB
         canonical = json.dumps(facts, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 

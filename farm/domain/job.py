@@ -81,6 +81,12 @@ class JobSpec:
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     @property
+    def prompts_digest(self) -> str:
+        """Return the identity of what is decoded: the prompts in order, and what lies before."""
+        chosen = json.dumps([self.category, self.prompts, self.depth_text])
+        return hashlib.sha256(chosen.encode()).hexdigest()
+
+    @property
     def pair_key(self) -> str:
         """Return what a loaded child can serve: jobs with equal keys share one load."""
         loaded = [

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from farm.domain.measurement import Parity
 from farm.report.grouping import Subject, settings_text
+from farm.report.provenance import build_text, system_text
 from farm.report.wording import (
     NOT_MEASURED,
     as_good_text,
@@ -39,12 +40,14 @@ def subject_facts(subject: Subject) -> list[tuple[str, str]]:
     """Return what was measured, and with what."""
     setup = subject.setup
     digest = f" (libraries {setup.build_digest[:12]})" if setup.build_digest else ""
+    build = f", {build_text(setup.conditions)}" if setup.conditions else ""
     return [
         ("Machine", f"{setup.machine} ({setup.hardware})"),
         ("Pair", pair_label(setup)),
         ("Speculation", setup.kind),
         ("Temperature", temperature_label(setup.temperature)),
-        ("Engine and build", f"{setup.engine}, {setup.build}{digest}"),
+        ("Engine and build", f"{setup.engine}, {setup.build}{digest}{build}"),
+        ("System", system_text(setup.conditions)),
         ("Settings", settings_text(setup.settings, setup.generate_tokens)),
     ]
 

@@ -14,8 +14,10 @@ from farm.domain.decoding import Settings, Speculation
 from farm.domain.job import Arm, JobSpec
 from farm.domain.measurement import Parity
 from farm.domain.prompt import Category
+from farm.domain.provenance import Conditions
 from farm.science.paired import Interval
 from farm.science.recommendation import Candidate, Verdict, advise
+from farm.store.attempts import job_conditions
 from farm.store.queries import MeasuredSample, measured_samples
 
 CALIBRATION_NOTE = "calibration pair: a known law at a real shape's cost, not a language model"
@@ -25,7 +27,8 @@ CALIBRATION_NOTE = "calibration pair: a known law at a real shape's cost, not a 
 class Setup:
     """What is held fixed within one recommendation: samples of different setups never mix.
 
-    Models count by digest: files of equal names in two folders are two models.
+    Models count by digest: files of equal names in two folders are two models. conditions: None for
+    what was measured before they were recorded. prompts: digest of which prompts.
     """
 
     machine: str
@@ -43,11 +46,14 @@ class Setup:
     generate_tokens: int
     target_digest: str = ""
     draft_digest: str | None = None
+    conditions: Conditions | None = None
+    prompts: str = ""
+    prompt_count: int = 0
 
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """One configuration measured under a setup.
+    """One configuration measured under a setup, by the jobs of these ids.
 
     speedup: simultaneous 95 % interval, None under 3 prompts. Rates are totals over the samples;
     None where nothing was drafted or decoded, or the engine does not report it.
@@ -61,6 +67,7 @@ class CurvePoint:
     acceptance_rate: float | None
     tokens_per_round: float | None
     parity: dict[str, int]
+    jobs: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,29 +86,38 @@ class Recommendation:
         return asdict(self)
 
 
-def recommendations(session: Session, sweep_id: int | None = None) -> list[Recommendation]:
-    """Return a recommendation for every setup with finished jobs, in report order."""
-    samples, specs = measured_samples(session, sweep_id)
+def recommendations(
+    session: Session, sweep_id: int | None = None, job_id: int | None = None
+) -> list[Recommendation]:
+    """Return a recommendation for every setup with finished jobs, in report order; from one sweep's
+    samples or one job's when asked."""
+    samples, specs = measured_samples(session, sweep_id, job_id)
+    conditions = job_conditions(session, list(specs))
+    by_job: dict[int, list[MeasuredSample]] = defaultdict(list)
+    for sample in samples:
+        by_job[sample.job_id].append(sample)
     cells: dict[Setup, dict[Speculation, list[MeasuredSample]]] = defaultdict(
         lambda: defaultdict(list)
     )
-    for sample in samples:
-        spec = specs[sample.job_id]
-        cells[_setup(sample, spec)][spec.speculation].append(sample)
+    for number, members in by_job.items():
+        spec = specs[number]
+        cells[_setup(members[0], spec, conditions.get(number))][spec.speculation] += members
     order = {category.value: index for index, category in enumerate(Category)}
 
     def position(setup: Setup) -> tuple[Any, ...]:
         place = order.get(setup.category, len(order))
         pair = (setup.machine, setup.target, setup.draft or "", setup.kind)
-        return (*pair, setup.temperature, place, setup.category, str(setup.settings))
+        settings = str(setup.settings)
+        # What still ties stays in the order in which it was measured.
+        return (*pair, setup.temperature, place, setup.category, settings, setup.prompt_count)
 
     return [_recommend(setup, cells[setup]) for setup in sorted(cells, key=position)]
 
 
-def _setup(sample: MeasuredSample, spec: JobSpec) -> Setup:
+def _setup(sample: MeasuredSample, spec: JobSpec, conditions: Conditions | None) -> Setup:
     return Setup(
         machine=sample.machine,
-        hardware=sample.hardware,
+        hardware=conditions.hardware.label if conditions else sample.hardware,
         target=sample.target_name,
         draft=sample.draft_name,
         kind=spec.speculation.kind.value,
@@ -115,6 +131,9 @@ def _setup(sample: MeasuredSample, spec: JobSpec) -> Setup:
         generate_tokens=spec.generate_tokens,
         target_digest=spec.target.digest,
         draft_digest=spec.draft.digest if spec.draft else None,
+        conditions=conditions,
+        prompts=spec.prompts_digest,
+        prompt_count=len(spec.prompts),
     )
 
 
@@ -177,6 +196,7 @@ def _point(
         acceptance_rate=accepted / drafted if drafted and accepted is not None else None,
         tokens_per_round=1 + accepted / rounds if rounds and accepted is not None else None,
         parity=dict(Counter(sample.parity for sample in speculative)),
+        jobs=tuple(sorted({sample.job_id for sample in samples})),
     )
 
 

@@ -19,6 +19,7 @@ from sqlalchemy import ColumnElement, CursorResult, case, func, or_, select, upd
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from farm.domain.hardware import Machine
 from farm.domain.job import JobSpec, JobState
 from farm.store.clock import now
 from farm.store.database import portions
@@ -46,6 +47,7 @@ class Claimer:
     selectors: tuple[str, ...]
     engines: tuple[str, ...]
     builds: tuple[str, ...]
+    machine: Machine
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def heartbeat(session: Session, claim: Claim) -> bool:
 
 
 def describe_attempt(session: Session, claim: Claim, **values: Any) -> None:
-    """Record facts of the running attempt (environment, build digest)."""
+    """Record facts of the running attempt (environment, build digest, provenance)."""
     session.execute(
         update(AttemptRow)
         .where(AttemptRow.job_id == claim.job_id, AttemptRow.epoch == claim.epoch)

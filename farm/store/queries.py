@@ -49,9 +49,10 @@ class MeasuredSample:
 
 
 def measured_samples(
-    session: Session, sweep_id: int | None = None
+    session: Session, sweep_id: int | None = None, job_id: int | None = None
 ) -> tuple[list[MeasuredSample], dict[int, JobSpec]]:
-    """Return the samples of every finished job's successful attempt, and the jobs' specs."""
+    """Return the samples of every finished job's successful attempt, and the jobs' specs; of one
+    sweep or one job when asked."""
     target, draft = aliased(ModelFileRow), aliased(ModelFileRow)
     query = (
         select(
@@ -90,6 +91,8 @@ def measured_samples(
         query = query.join(SweepJobRow, SweepJobRow.job_id == JobRow.id).where(
             SweepJobRow.sweep_id == sweep_id
         )
+    if job_id is not None:
+        query = query.where(JobRow.id == job_id)
     samples = [MeasuredSample(*tuple(row)) for row in session.execute(query)]
     return samples, job_specs(session, sorted({sample.job_id for sample in samples}))
 

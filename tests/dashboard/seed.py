@@ -10,6 +10,7 @@ from pathlib import Path
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
+from farm.domain import hardware as hardware_types
 from farm.domain.decoding import AcceptRule, Sampling, Settings, Speculation, SpeculationKind
 from farm.domain.hardware import GIB, Gpu, Hardware, MachineKind
 from farm.domain.job import Arm, JobSpec, JobState, ModelRef
@@ -204,7 +205,15 @@ def _submit(session: Session, name: str, specs: list[JobSpec]) -> list[int]:
 
 def _claimer(session: Session, machine: str) -> jobs.Claimer:
     machine_id = session.query(MachineRow.id).filter(MachineRow.name == machine).scalar()
-    return jobs.Claimer(machine_id, f"{machine}/1", (f"name:{machine}",), (ENGINE,), (BUILD,))
+    hardware = next(one.hardware for one in (WORKSTATION, LAPTOP) if one.name == machine)
+    return jobs.Claimer(
+        machine_id,
+        f"{machine}/1",
+        (f"name:{machine}",),
+        (ENGINE,),
+        (BUILD,),
+        hardware_types.Machine(machine, hardware),
+    )
 
 
 def _measure(

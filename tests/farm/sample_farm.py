@@ -127,8 +127,9 @@ def add_machine(
         )
         session.add(row)
         session.flush()
+        machine = Machine(name, hardware)
         return jobs.Claimer(
-            row.id, f"{name}:1", selectors_of(Machine(name, hardware)), (ENGINE,), tuple(builds)
+            row.id, f"{name}:1", selectors_of(machine), (ENGINE,), tuple(builds), machine
         )
 
 

@@ -86,8 +86,9 @@ class SmallFarm:
         prompts: int = 3,
         repeats: int = 1,
         temperatures: float = 0.0,
+        more: str = "",
     ) -> None:
-        """Submit a sweep."""
+        """Submit a sweep. more: lines for its end."""
         sweep = self.folder / "sweep.yaml"
         sweep.write_text(
             SWEEP.format(
@@ -97,6 +98,7 @@ class SmallFarm:
                 repeats=repeats,
                 temperatures=temperatures,
             )
+            + more
         )
         submit(self.database, plan_sweep(sweep))
 

@@ -26,7 +26,7 @@ from small_farm import (
     tapped,
 )
 
-from farm.domain.job import JobState
+from farm.domain.job import Arm, JobState
 from farm.services.recommend import recommendations
 from farm.store.database import reading
 from farm.store.queries import measured_samples
@@ -196,6 +196,10 @@ class SilentEngine:
                 self._soon_after_start()
             yield None
             time.sleep(0.01)
+
+    def parameters(self, _spec: Any) -> dict[Arm, dict[str, Any]]:
+        """Return none."""
+        return {arm: {} for arm in Arm}
 
     def log_tail(self) -> str:
         """Return nothing."""

@@ -1,8 +1,8 @@
 """The child's side of the wire: JSON lines in on stdin, JSON lines out on the first stdout.
 
 In: {"do": "load", target_path, draft_path, settings}, then any number of {"do": "run", ...job}.
-Out: {"event": "loaded", build}, {"event": "sample", ...}, {"event": "done"}, or {"event":
-"failed", kind, message}, after which the child still serves.
+Out: {"event": "loaded", build, parameters}, {"event": "sample", ...}, {"event": "done"}, or
+{"event": "failed", kind, message}, after which the child still serves.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ def main() -> None:
             if request["do"] == "load":
                 pair = None
                 pair = Pair(request["target_path"], request["draft_path"], request["settings"])
-                _send(wire, {"event": "loaded", "build": describe_build()})
+                told = {"build": describe_build(), "parameters": pair.parameters()}
+                _send(wire, {"event": "loaded", **told})
             else:
                 if pair is None:
                     raise Failure("bad-request", "No pair is loaded.")

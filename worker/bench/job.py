@@ -41,6 +41,15 @@ class Pair:
                 "process, so speculation can't be measured with it here.",
             )
 
+    def parameters(self) -> dict[str, Any]:
+        """Return by role what llama.cpp was told, defaults included; the contexts are made."""
+        models = {"target": self._target_model, "draft": self._draft_model}
+        return {
+            role: {"model": model.parameters, "context": self._context(role, model).parameters}
+            for role, model in models.items()
+            if model is not None
+        }
+
     def run(self, job: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Yield a sample per prompt x repeat x arm, in mirrored order (A B, B A, ...).
 

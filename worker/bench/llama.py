@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +33,9 @@ CACHE_TYPES = {
 }
 FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
 BATCH_TOKENS = 512
+WORDS = {"type_k": CACHE_TYPES, "type_v": CACHE_TYPES, "flash_attn_type": FLASH_ATTENTION}
+# What a context may round or clamp.
+READ_BACK = ("n_ctx", "n_batch", "n_ubatch", "n_seq_max", "n_threads", "n_threads_batch")
 
 
 @lib.llama_log_callback  # type: ignore[untyped-decorator]
@@ -46,8 +50,8 @@ def start_backend() -> None:
     lib.llama_backend_init()
 
 
-def describe_build() -> dict[str, str]:
-    """Return the sha256 over llama.cpp's shared libraries, and what they were compiled for."""
+def describe_build() -> dict[str, Any]:
+    """Return the sha256 over llama.cpp's shared libraries, and what they say of themselves."""
     import llama_cpp
 
     folder = Path(llama_cpp.__file__).parent / "lib"
@@ -64,6 +68,28 @@ def describe_build() -> dict[str, str]:
         "name": f"llama-cpp-python=={llama_cpp.__version__}",
         "digest": digest.hexdigest(),
         "system_info": lib.llama_print_system_info().decode(errors="replace").strip(),
+        "commit": _commit(),
+        "libraries": {"python": platform.python_version(), "numpy": np.__version__},
+    }
+
+
+def _commit() -> str | None:
+    """Return the commit compiled into ggml, None in releases that have no word for it."""
+    try:
+        ask = lib._lib.ggml_commit
+    except AttributeError:
+        return None
+    ask.restype = ctypes.c_char_p
+    return str(ask().decode(errors="replace"))
+
+
+def _told(params: ctypes.Structure) -> dict[str, Any]:
+    """Return every parameter that is a number or a switch; the others are addresses."""
+    fields = [(field[0], field[1]) for field in params._fields_]
+    return {
+        name: getattr(params, name)
+        for name, kind in fields
+        if issubclass(kind, ctypes._SimpleCData) and kind is not ctypes.c_void_p
     }
 
 
@@ -74,6 +100,7 @@ class Model:
         params = lib.llama_model_default_params()
         if gpu_layers is not None:
             params.n_gpu_layers = gpu_layers
+        self.parameters = _told(params)
         self._model = lib.llama_model_load_from_file(os.fsencode(path), params)
         if not self._model:
             raise Failure("load-failed", f"llama.cpp could not load {Path(path).name}.")
@@ -117,13 +144,17 @@ class Model:
                 "load-failed",
                 "llama.cpp could not make a context with these settings; its log says why.",
             )
-        return Context(context, self.vocab_tokens)
+        told = _told(params) | {name: getattr(lib, f"llama_{name}")(context) for name in READ_BACK}
+        for name, words in WORDS.items():
+            told[name] = next((word for word, code in words.items() if code == told[name]), "other")
+        return Context(context, self.vocab_tokens, told)
 
 
 class Context:
     """One sequence's KV cache and the logits of its last pass. `length` tokens are cached."""
 
-    def __init__(self, context: Any, vocab_tokens: int) -> None:
+    def __init__(self, context: Any, vocab_tokens: int, parameters: dict[str, Any]) -> None:
+        self.parameters = parameters
         self._context = context
         self._memory = lib.llama_get_memory(context)
         self.vocab_tokens = vocab_tokens

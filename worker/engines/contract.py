@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from farm.domain.job import JobSpec
+from farm.domain.job import Arm, JobSpec
 from farm.domain.measurement import Sample
 
 
@@ -21,11 +21,17 @@ class PreparedPrompt:
 
 @dataclass(frozen=True)
 class BuildInfo:
-    """The llama.cpp that decoded, as it described itself."""
+    """The llama.cpp that decoded, as it described itself.
+
+    commit: llama.cpp's, None where the build does not tell. libraries: versions of what decodes
+    beside it.
+    """
 
     digest: str
     name: str
     system_info: str
+    commit: str | None = None
+    libraries: dict[str, str] = field(default_factory=dict)
 
 
 class Engine(Protocol):
@@ -44,6 +50,14 @@ class Engine(Protocol):
     ) -> Iterator[Sample | None]:
         """Yield samples as they come, and None at least every second while none does, so that
         the caller can look at its lease. deadline: time.monotonic at which to give up."""
+
+    def parameters(self, spec: JobSpec) -> dict[Arm, dict[str, Any]]:
+        """Return what a job's two arms decode with, as JSON values; a command line as "command".
+
+        Everything that decides a result, defaults included, and nothing of one run alone: words
+        such as TARGET and PORT stand for paths, ports, keys and seeds. The baseline's are the same
+        whatever the speculation.
+        """
 
     def log_tail(self) -> str:
         """Return the end of the engine's log."""

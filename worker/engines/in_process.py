@@ -27,8 +27,10 @@ _ROOT = Path(__file__).resolve().parents[2]
 class InProcessEngine:
     """A child that has a pair loaded."""
 
-    def __init__(self, child: Child, build: BuildInfo) -> None:
+    def __init__(self, child: Child, build: BuildInfo, loaded: dict[str, Any]) -> None:
+        """loaded: the parameters of models and contexts by role, as the child read them."""
         self._child = child
+        self._loaded = loaded
         self.build = build
         self.isolation = isolation.held(child.log_text())
 
@@ -53,6 +55,16 @@ class InProcessEngine:
                 yield _sample(message["sample"], greedy=spec.sampling.temperature <= 0)
             elif message["event"] == "done":
                 return
+
+    def parameters(self, spec: JobSpec) -> dict[Arm, dict[str, Any]]:
+        """Return llama.cpp's parameters as they were in force."""
+        baseline = {
+            "target": self._loaded["target"],
+            "generate_tokens": spec.generate_tokens,
+            "temperature": spec.sampling.temperature,
+        }
+        speculative = {"draft": self._loaded.get("draft"), "speculation": asdict(spec.speculation)}
+        return {Arm.BASELINE: baseline, Arm.SPECULATIVE: baseline | speculative}
 
     def log_tail(self) -> str:
         """Return the end of llama.cpp's log."""
@@ -100,7 +112,7 @@ class InProcessFactory:
             error.log_tail = child.log_tail()
             child.end()
             raise
-        return InProcessEngine(child, BuildInfo(**message["build"]))
+        return InProcessEngine(child, BuildInfo(**message["build"]), message["parameters"])
 
 
 def _listen(child: Child, deadline: float) -> dict[str, Any] | None:

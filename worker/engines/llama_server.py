@@ -11,6 +11,7 @@ import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from farm.builds import tools
 from farm.builds.arguments import arguments
@@ -28,6 +29,8 @@ from worker.engines.pairing import ARMS, Step, in_blocks, interleaved
 from worker.engines.server import Server, Waiting
 from worker.models import fits_twice
 
+# Flags whose values are one run's alone, and what stands for them in a job's parameters.
+RUNS_OWN = {"--port": "PORT", "--api-key": "KEY", "--seed": "SEED"}
 WARM_UP_TOKENS = 16
 # First runs are cold, and some machines clock down after an idle second.
 STAYS_WARM_S = 1.0
@@ -57,6 +60,7 @@ class LlamaServerEngine:
             digest=build.digest,
             name=build.name,
             system_info=f"build {build.number}, commit {build.commit}, {build.compiler}",
+            commit=build.commit,
         )
         self._binary = build.path(SERVER)
         self._target = target
@@ -109,6 +113,16 @@ class LlamaServerEngine:
             raise self._servers[Arm.SPECULATIVE].not_speculating(
                 "not one token was drafted in the whole job"
             )
+
+    def parameters(self, spec: JobSpec) -> dict[Arm, dict[str, Any]]:
+        """Return each server's whole command line and what it is asked for."""
+        asked = request("", spec.generate_tokens, spec.sampling, 0)
+        del asked["prompt"], asked["seed"]
+        found: dict[Arm, dict[str, Any]] = {
+            arm: {"command": self._command(arm, spec), "request": asked} for arm in ARMS
+        }
+        found[Arm.SPECULATIVE]["servers"] = "both up" if self._side_by_side else "one at a time"
+        return found
 
     def log_tail(self) -> str:
         """Return the end of both servers' logs."""
@@ -179,6 +193,14 @@ class LlamaServerEngine:
             self._log.with_suffix(f".{arm}.log"),
             speculates,
         )
+
+    def _command(self, arm: Arm, spec: JobSpec) -> list[str]:
+        _, *words = self._server(arm, spec).identity
+        names = {str(self._draft): "DRAFT", str(self._target): "TARGET"}
+        return [SERVER] + [
+            RUNS_OWN.get(flag, names.get(word, word))
+            for flag, word in zip([SERVER, *words], words, strict=False)
+        ]
 
     def _complete(
         self, step: Step, spec: JobSpec, prompt: PreparedPrompt, deadline: float

@@ -13,7 +13,7 @@ import typer
 from sqlalchemy import Engine
 from typer.testing import CliRunner
 
-from farm.cli import compat, db, fleet, machines, recommend, status, submit
+from farm.cli import compat, db, fleet, machines, recommend, results, status, submit
 from farm.errors import SpecfarmError
 from farm.queue.embedded import EmbeddedBroker
 from farm.store.database import open_database
@@ -21,7 +21,7 @@ from farm.store.migrate import upgrade
 
 COMMANDS = (
     *(fleet.up, fleet.down, submit.submit, status.status, status.cancel),
-    *(recommend.recommend, recommend.results, machines.machines, compat.compat),
+    *(recommend.recommend, machines.machines, compat.compat),
 )
 
 
@@ -50,6 +50,7 @@ def run(farm_home: Path, short_folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     for command in COMMANDS:
         app.command()(command)
     app.add_typer(db.app, name="db")
+    app.add_typer(results.app, name="results")
 
     def run(*arguments: str | Path) -> Ran:
         result = CliRunner().invoke(app, [str(argument) for argument in arguments])

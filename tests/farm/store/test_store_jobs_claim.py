@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from sample_farm import (
@@ -154,9 +155,7 @@ class TestLease:
     def test_a_second_worker_of_the_machine_gets_nothing(self, database: Engine) -> None:
         queue_jobs(database, [spec(2), spec(4)])
         first = add_machine(database)
-        second = jobs.Claimer(
-            first.machine_id, "bench-1:2", first.selectors, first.engines, first.builds
-        )
+        second = replace(first, worker="bench-1:2")
         held = claimed(database, first)
         before = contents(database)
 

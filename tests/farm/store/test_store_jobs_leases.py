@@ -21,6 +21,7 @@ from sample_farm import (
 from sqlalchemy import Engine, select, update
 from sqlalchemy.orm import Session
 
+from farm.domain.hardware import GIB, Hardware, Machine, MachineKind
 from farm.domain.job import JobState
 from farm.store import jobs
 from farm.store.clock import now
@@ -236,7 +237,11 @@ class TestReap:
         make_due(database)
         with reading(database) as session:
             attempt = session.scalars(select(AttemptRow)).one()
-        worker = jobs.Claimer(attempt.machine_id, "bench-1:2", ("any",), (ENGINE,), (BUILD,))
+        hardware = Hardware(MachineKind.CPU, "a CPU", 8, 16, GIB, "x86_64", "linux")
+        machine = Machine("bench-1", hardware)
+        worker = jobs.Claimer(
+            attempt.machine_id, "bench-1:2", ("any",), (ENGINE,), (BUILD,), machine
+        )
 
         assert claimed(database, worker).job_id == held.job_id
 

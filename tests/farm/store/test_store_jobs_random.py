@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import HealthCheck, settings
@@ -184,9 +185,7 @@ class JobLife(RuleBasedStateMachine):
 def test_random_sequences_keep_the_promises(database: Engine) -> None:
     ids = queue_jobs(database, [spec(n_max) for n_max in range(1, JOBS + 1)])
     first, other = add_machine(database, "bench-1"), add_machine(database, "bench-2")
-    second = jobs.Claimer(
-        first.machine_id, "bench-1:2", first.selectors, first.engines, first.builds
-    )
+    second = replace(first, worker="bench-1:2")
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         lambda: JobLife(database, ids, [first, second, other]),
         settings=settings(

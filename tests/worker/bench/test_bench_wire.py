@@ -103,7 +103,9 @@ def test_what_llama_cpp_says_goes_to_the_log_and_never_on_the_wire(conversation:
 def test_the_loaded_message_describes_the_build(conversation: Any):
     messages, _ = conversation
 
-    assert set(messages[2]["build"]) == {"name", "digest", "system_info"}
+    build = messages[2]["build"]
+    assert set(build) == {"name", "digest", "system_info", "commit", "libraries"}
+    assert set(messages[2]["parameters"]) == {"target", "draft"}
 
 
 def test_a_sample_on_the_wire_is_plain_json(conversation: Any):
