@@ -34,6 +34,7 @@ def gather(spec: JobSpec, machine: Machine, before: Environment, engine: Engine)
         variables=_variables(),
         target_digest=spec.target.digest,
         parameters=parameters[Arm.BASELINE],
+        isolation=engine.isolation,
     )
     return Provenance(
         conditions=conditions,

@@ -26,7 +26,8 @@ class Conditions:
 
     driver_version: the GPU's. compiled: what the build says of itself. libraries: versions of what
     decodes beside the build. variables: the environment's that llama.cpp reads. parameters: the
-    baseline's, as its engine tells them. confinement: what a decoding process is kept from.
+    baseline's, as its engine tells them. isolation: what kept the models from the rest of the
+    machine.
     """
 
     machine: str
@@ -45,7 +46,7 @@ class Conditions:
     variables: dict[str, str]
     target_digest: str
     parameters: dict[str, Any]
-    confinement: str | None = None
+    isolation: str | None = None
 
     def __hash__(self) -> int:
         return hash(self.digest)

@@ -15,6 +15,7 @@ from farm.domain.hardware import GIB, Gpu, Hardware, Machine, MachineKind
 from farm.domain.job import Arm, JobSpec, ModelRef
 from farm.domain.measurement import Parity, Sample
 from farm.domain.prompt import Prompt, PromptSet
+from farm.domain.provenance import Conditions, Provenance
 from farm.gguf.header import Header
 from farm.queue.routing import selectors_of
 from farm.services.plan import Plan, PlannedModel
@@ -223,15 +224,62 @@ def paired(ratios: Sequence[float], tok_s: float = 50.0, **changes: Any) -> list
     ]
 
 
+def conditions(machine: Machine, **changes: Any) -> Conditions:
+    """Return the conditions of a server's job on a machine, with whatever else is asked for."""
+    usual = Conditions(
+        machine=machine.name,
+        hardware=machine.hardware.rounded,
+        os_release="Debian GNU/Linux 12",
+        kernel="6.8.0",
+        driver_version=None,
+        cpu_governor="performance",
+        power_source="mains",
+        engine=ENGINE,
+        build=BUILD,
+        build_digest=digest(BUILD),
+        build_commit="0c1e570",
+        compiled="AVX2 = 1",
+        libraries={"numpy": "2.4.6"},
+        variables={},
+        target_digest=model("target").digest,
+        parameters={"command": ["llama-server", "-c", "2048", "-t", "-1", "--metrics"]},
+    )
+    return replace(usual, **changes)
+
+
+def provenance(wanted: JobSpec, claimer: jobs.Claimer, **changes: Any) -> Provenance:
+    """Return the provenance of a job; changes are of its conditions."""
+    shared = ["llama-server", "-c", "2048", "-t", "-1", "--metrics"]
+    return Provenance(
+        conditions=conditions(claimer.machine, **changes),
+        prompts=wanted.prompts_digest,
+        draft_digest=wanted.draft.digest if wanted.draft else None,
+        speculative={"command": [*shared, "--spec-draft-n-max", str(wanted.speculation.n_max)]},
+        farm_version="0.1.0",
+    )
+
+
 def measure(
     engine: Engine,
     claimer: jobs.Claimer,
     samples: Sequence[Sample],
     build_digest: str | None = None,
+    under: dict[str, Any] | None = None,
 ) -> jobs.Claim:
-    """Claim the next job, store its samples and finish it."""
+    """Claim the next job, store its samples and finish it. under: what of the usual conditions is
+    another; None records no provenance, as farms once did."""
     held = claimed(engine, claimer)
     with writing(engine) as session:
+        if under is not None:
+            found = provenance(held.spec, claimer, **under)
+            jobs.describe_attempt(
+                session,
+                held,
+                provenance=found.to_payload(),
+                conditions=found.conditions.digest,
+                environment_before={"load_1min": 0.5, "memory_available_bytes": 5 * GIB},
+                environment_after={"load_1min": 1.5, "memory_available_bytes": 4 * GIB},
+            )
         if build_digest is not None:
             if session.get(BuildRow, build_digest) is None:
                 session.add(BuildRow(digest=build_digest, name=BUILD, system_info=""))
