@@ -197,9 +197,10 @@ class Executor:
         self._engine = self._engine_pair = None
 
     def _prompts(self, spec: JobSpec, target: Path) -> list[PreparedPrompt]:
+        wanted = [*spec.prompts, *([spec.depth_text] if spec.depth_text else [])]
         with reading(self._database) as session:
             rows = session.execute(
-                select(PromptRow.digest, PromptRow.text).where(PromptRow.digest.in_(spec.prompts))
+                select(PromptRow.digest, PromptRow.text).where(PromptRow.digest.in_(wanted))
             )
             texts = {row.digest: row.text for row in rows}
         header = read_header(target)
@@ -210,6 +211,7 @@ class Executor:
                 texts[digest]
                 if law is None
                 else calibration_prompt(law, spec.category, texts[digest], index),
+                texts[spec.depth_text] if spec.depth_text else "",
             )
             for index, digest in enumerate(spec.prompts)
         ]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import glob
 from pathlib import Path
 
+from farm.domain.decoding import Settings
+from farm.domain.engines import EXPERTS_KEY
 from farm.domain.job import JobSpec, ModelRef
 from farm.errors import BenchmarkError, UserError
 from farm.gguf.header import read_header
 from farm.gguf.identity import digest_of
-from farm.gguf.memory import memory_need_bytes
+from farm.gguf.memory import pair_need_bytes
 from worker.probe.memory import available_memory_bytes
 from worker.probe.nvidia import read_nvidia
 
@@ -46,14 +48,8 @@ def fits_twice(spec: JobSpec, target: Path, draft: Path | None) -> bool:
     In main memory a second copy shares the file's pages and costs its cache and buffers only. In
     a GPU's own memory it costs everything again; where that can't be read, the answer is no.
     """
-    settings = spec.settings
-    kinds = (settings.context_tokens, settings.cache_type_k, settings.cache_type_v)
-    try:
-        headers = [read_header(path) for path in (target, draft) if path is not None]
-        need, *others = (memory_need_bytes(header, *kinds) for header in headers)
-    except UserError as error:
-        raise BenchmarkError("load-failed", str(error)) from None
-    reading = read_nvidia() if settings.gpu_layers != 0 else None
+    need, *others = _need_bytes(spec, target, draft)
+    reading = read_nvidia() if spec.settings.gpu_layers != 0 else None
     if reading is not None and reading.gpus:
         free = [
             gpu.memory_bytes - gpu.memory_used_bytes
@@ -61,7 +57,7 @@ def fits_twice(spec: JobSpec, target: Path, draft: Path | None) -> bool:
             if gpu.memory_bytes is not None and gpu.memory_used_bytes is not None
         ]
         return len(free) == len(reading.gpus) and 2 * need + sum(others) <= sum(free)
-    shared = headers[0].tensor_bytes
+    shared = read_header(target).tensor_bytes
     available = available_memory_bytes()
     return available is None or 2 * need - shared + sum(others) <= available
 
@@ -74,20 +70,7 @@ def require_memory(spec: JobSpec, target: Path, draft: Path | None, *, has_gpu: 
     """
     if has_gpu and spec.settings.gpu_layers != 0:
         return
-    settings = spec.settings
-    try:
-        need = sum(
-            memory_need_bytes(
-                read_header(path),
-                settings.context_tokens,
-                settings.cache_type_k,
-                settings.cache_type_v,
-            )
-            for path in (target, draft)
-            if path is not None
-        )
-    except UserError as error:
-        raise BenchmarkError("load-failed", str(error)) from None
+    need = sum(_need_bytes(spec, target, draft))
     available = available_memory_bytes()
     if available is not None and need > available:
         raise BenchmarkError(
@@ -95,3 +78,22 @@ def require_memory(spec: JobSpec, target: Path, draft: Path | None, *, has_gpu: 
             f"The pair needs about {need / GIB:.1f} GiB and {available / GIB:.1f} GiB are free; "
             "close other programs, use a smaller context or a smaller model.",
         )
+
+
+def overrides(settings: Settings, target: Path) -> dict[str, int]:
+    """Return the numbers of the target's metadata that its settings put others for."""
+    if settings.experts_used is None:
+        return {}
+    try:
+        architecture = read_header(target).architecture
+    except UserError as error:
+        raise BenchmarkError("load-failed", str(error)) from None
+    return {f"{architecture}.{EXPERTS_KEY}": settings.experts_used}
+
+
+def _need_bytes(spec: JobSpec, target: Path, draft: Path | None) -> tuple[int, ...]:
+    try:
+        headers = read_header(target), read_header(draft) if draft else None
+        return pair_need_bytes(spec.settings, *headers)
+    except UserError as error:
+        raise BenchmarkError("load-failed", str(error)) from None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from farm.builds.dialect import Dialect
@@ -38,15 +40,19 @@ def arguments(
     draft: Path | None,
     port: int,
     key: str,
+    overrides: Mapping[str, int] | None = None,
 ) -> list[str]:
     """Return a server's arguments, without the program's name. speculation None is the baseline.
 
-    Raises BenchmarkError "unsupported", naming kind and binary, for what the binary has no flag.
+    overrides: numbers of the target's metadata that count in place of the file's. Raises
+    BenchmarkError "unsupported", naming kind and binary, for what the binary has no flag.
     """
     return [
         *("--host", "127.0.0.1", "--port", str(port), "--api-key", key),
         *("-m", str(target)),
         *_context(dialect, settings),
+        *_machine(dialect, settings),
+        *_overrides(dialect, overrides or {}),
         *_sampling(sampling),
         *_serving(dialect),
         *_speculation(dialect, speculation, settings, sampling, draft),
@@ -54,15 +60,40 @@ def arguments(
 
 
 def _context(dialect: Dialect, settings: Settings) -> list[str]:
-    threads = "-1" if settings.threads is None else str(settings.threads)
+    threads = _threads(settings.threads)
+    batch_threads = _threads(settings.spelled_out().batch_threads)
     return [
         *("-c", str(settings.context_tokens), "-np", "1"),
         *("-b", str(LOGICAL_BATCH_TOKENS), "-ub", str(PHYSICAL_BATCH_TOKENS)),
-        *("-t", threads, "-tb", threads),
+        *("-t", threads, "-tb", batch_threads),
         *_layers(dialect, "-ngl", settings.gpu_layers),
         *("-ctk", settings.cache_type_k, "-ctv", settings.cache_type_v),
         *_flash_attention(dialect, settings.flash_attention),
     ]
+
+
+def _threads(number: int | None) -> str:
+    return "-1" if number is None else str(number)
+
+
+def _machine(dialect: Dialect, settings: Settings) -> list[str]:
+    if settings.numa == "off":
+        return []
+    if sys.platform != "linux":
+        # It would do nothing there, and say nothing.
+        raise BenchmarkError(
+            "unsupported", f"llama.cpp has NUMA policies on Linux only, so no {settings.numa}."
+        )
+    flag = dialect.require(f"it can't be told the NUMA policy {settings.numa}", "--numa")
+    return [flag, settings.numa]
+
+
+def _overrides(dialect: Dialect, numbers: Mapping[str, int]) -> list[str]:
+    said: list[str] = []
+    for name, number in numbers.items():
+        flag = dialect.require(f"it can't be told {name}", "--override-kv")
+        said += [flag, f"{name}=int:{number}"]
+    return said
 
 
 def _layers(dialect: Dialect, flag: str, layers: int | None) -> list[str]:
@@ -154,18 +185,21 @@ def _draft(
     # Older builds would give the draft the whole context it was trained for.
     if "--ctx-size-draft" in dialect.options:
         flags += ["--ctx-size-draft", str(settings.context_tokens)]
-    if settings.threads is not None:
-        threads = str(settings.threads)
-        flags += [
-            *(dialect.require(why, "--spec-draft-threads", "-td"), threads),
-            *(dialect.require(why, "--spec-draft-threads-batch", "-tbd"), threads),
-        ]
+    if settings.draft_device is not None:
+        device = dialect.require(why, "--spec-draft-device", "-devd", "--device-draft")
+        flags += [device, settings.draft_device]
+    for number, *names in (
+        (settings.threads, "--spec-draft-threads", "-td"),
+        (settings.spelled_out().batch_threads, "--spec-draft-threads-batch", "-tbd"),
+    ):
+        if number is not None:
+            flags += [dialect.require(why, *names), str(number)]
     return flags
 
 
 def _draft_cache(dialect: Dialect, settings: Settings) -> list[str]:
     flags = []
-    for flag, chosen in (("-ctkd", settings.cache_type_k), ("-ctvd", settings.cache_type_v)):
+    for flag, chosen in zip(("-ctkd", "-ctvd"), settings.draft_cache_types, strict=True):
         if flag in dialect.options:
             flags += [flag, chosen]
         elif chosen != "f16":

@@ -17,12 +17,17 @@ from farm.errors import BenchmarkError
 
 HELP_LIMIT_S = 60.0
 
+# What -devd and its like take for no device at all.
+NO_DEVICE = "none"
+
 # "-fa,   --flash-attn [on|off|auto]       set Flash ...": names, what the flag takes, the text.
 # Options start at the margin; a text's own lists stand far to the right.
 _OPTION = re.compile(
     r"^ {0,12}(?P<names>--?[a-zA-Z][\w.-]*(?:,\s+--?[a-zA-Z][\w.-]*)*)"
     r"(?: (?P<takes>\S.*?))?(?:\s{2,}(?P<text>\S.*))?$"
 )
+# "  CUDA0: NVIDIA GeForce RTX 3090 (24124 MiB, 23800 MiB free)"
+_DEVICE = re.compile(r"^ +(\S+): ", re.MULTILINE)
 _REMOVED = "argument has been removed"
 
 
@@ -113,9 +118,33 @@ def parse(build: str, text: str) -> Dialect:
 @lru_cache(maxsize=16)
 def ask(build: str, binary: Path) -> Dialect:
     """Return the dialect of a binary. Raises BenchmarkError "load-failed" where it has none."""
+    dialect = parse(build, _said(binary, "--help"))
+    if "--port" not in dialect.options:
+        raise BenchmarkError("load-failed", f"{binary} --help is not that of a llama-server.")
+    return dialect
+
+
+def require_devices(binary: Path, names: str) -> None:
+    """Raise BenchmarkError "unsupported", with the devices there are, where one is not here.
+
+    names: with commas between them, as in `--list-devices`, or "none".
+    """
+    if names == NO_DEVICE:
+        return
+    there = _DEVICE.findall(_said(binary, "--list-devices"))
+    for name in names.split(","):
+        if name not in there:
+            raise BenchmarkError(
+                "unsupported",
+                f"There is no device {name} for the draft here; there is "
+                f"{', '.join([*there, NO_DEVICE])}.",
+            )
+
+
+def _said(binary: Path, question: str) -> str:
     try:
         done = subprocess.run(
-            [str(binary), "--help"],
+            [str(binary), question],
             capture_output=True,
             text=True,
             errors="replace",
@@ -125,7 +154,4 @@ def ask(build: str, binary: Path) -> Dialect:
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise BenchmarkError("load-failed", f"{binary} does not run here: {error}.") from None
-    dialect = parse(build, done.stdout + done.stderr)
-    if "--port" not in dialect.options:
-        raise BenchmarkError("load-failed", f"{binary} --help is not that of a llama-server.")
-    return dialect
+    return done.stdout + done.stderr

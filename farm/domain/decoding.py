@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 
@@ -35,6 +35,11 @@ class SpeculationKind(StrEnum):
     def is_ngram(self) -> bool:
         """Say whether this is one of llama.cpp's kinds that draft from earlier text."""
         return self.value.startswith("ngram-")
+
+    @property
+    def has_n_min(self) -> bool:
+        """Say whether this kind has a least length of a draft: most n-gram kinds have no flag."""
+        return not self.is_ngram or self is SpeculationKind.NGRAM_MOD
 
 
 class AcceptRule(StrEnum):
@@ -80,8 +85,8 @@ class Settings:
     batch_threads: for passes over more than one token; None is `threads`. draft_cache_type_*: None
     is the target's. draft_device: llama.cpp's name of it, as in `--list-devices`. experts_used:
     how many experts of a mixture each token is given, None as many as the model asks for.
-    depth_tokens: tokens in the context before each prompt. concurrent_requests: how many a server
-    works on at once.
+    numa: llama.cpp's policy, on Linux alone. depth_tokens: tokens of other text in the context
+    before each prompt. concurrent_requests: how many a server works on at once.
     """
 
     context_tokens: int = 2048
@@ -99,6 +104,24 @@ class Settings:
     experts_used: int | None = None
     depth_tokens: int = 0
     concurrent_requests: int = 1
+
+    def spelled_out(self) -> Settings:
+        """Return these settings with every one that follows another filled in from it."""
+        keys, values = self.draft_cache_types
+        return replace(
+            self,
+            batch_threads=self.batch_threads or self.threads,
+            draft_cache_type_k=keys,
+            draft_cache_type_v=values,
+        )
+
+    @property
+    def draft_cache_types(self) -> tuple[str, str]:
+        """Return the types of the draft's K and V cache."""
+        return (
+            self.draft_cache_type_k or self.cache_type_k,
+            self.draft_cache_type_v or self.cache_type_v,
+        )
 
     @property
     def lossy(self) -> tuple[str, ...]:

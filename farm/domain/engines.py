@@ -20,6 +20,9 @@ NGRAM_MOD_LOOKUP_TOKENS = 24
 NGRAM_CACHE_K = 8
 """Compiled into common/speculative.cpp; ngram-cache has no flag for it."""
 
+EXPERTS_KEY = "expert_used_count"
+"""What GGUF calls the number of experts that each token is given, after the architecture's name."""
+
 
 def why_not(engine: str, speculation: Speculation, temperature: float) -> str | None:
     """Return why an engine can't measure this, None where it can."""

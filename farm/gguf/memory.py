@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gguf import GGMLQuantizationType
 
+from farm.domain.decoding import Settings
 from farm.errors import UserError
 from farm.gguf.header import Array, Header
 from farm.gguf.tensor_types import type_bytes
@@ -40,13 +41,27 @@ def memory_need_bytes(
     return header.tensor_bytes + cache + compute + FIXED_BYTES
 
 
+def pair_need_bytes(settings: Settings, target: Header, draft: Header | None) -> tuple[int, ...]:
+    """Return what the target needs and, where there is one, the draft, each with its own cache."""
+    tokens = settings.context_tokens
+    need = memory_need_bytes(target, tokens, settings.cache_type_k, settings.cache_type_v)
+    if draft is None:
+        return (need,)
+    return need, memory_need_bytes(draft, tokens, *settings.draft_cache_types)
+
+
+def head_sizes(header: Header) -> tuple[int, int]:
+    """Return how many values a head's key and value have; 0 for a model without attention."""
+    default = (header.n_embd or 0) // (header.n_head or 1) if header.n_head else 0
+    keys = header.arch_number("attention.key_length") or default
+    return keys, header.arch_number("attention.value_length") or default
+
+
 def cache_bytes(header: Header, context_tokens: int, cache_type_k: str, cache_type_v: str) -> int:
     """Return the bytes of the key-value cache for that many tokens of context."""
     cells = -(-context_tokens // CACHE_PADDING_TOKENS) * CACHE_PADDING_TOKENS
     heads = _heads_of_all_layers(header)
-    default = (header.n_embd or 0) // (header.n_head or 1)
-    keys = header.arch_number("attention.key_length") or default
-    values = header.arch_number("attention.value_length") or default
+    keys, values = head_sizes(header)
     return cells * (
         _bytes(cache_type_k, heads * keys, "K") + _bytes(cache_type_v, heads * values, "V")
     )

@@ -11,3 +11,9 @@ def type_bytes(kind: GGMLQuantizationType, elements: int) -> int:
     size: int
     block, size = GGML_QUANT_SIZES[kind]
     return -(-elements // block) * size
+
+
+def block_elements(name: str) -> int:
+    """Return how many values a storage type packs together, 1 where each stands alone."""
+    block: int = GGML_QUANT_SIZES[GGMLQuantizationType[name.upper()]][0]
+    return block

@@ -63,6 +63,8 @@ def forecast(plan: Plan, database_url: str, bandwidth_gb_s: Callable[[], float])
     basis = "from speeds measured before" if new else "all are there already"
     if bandwidth_bytes_s is not None:
         basis = f"from model sizes at {bandwidth_bytes_s / 1e9:.0f} GB/s of memory bandwidth here"
+    if deepest := max((spec.settings.depth_tokens for spec in new), default=0):
+        basis += f"; reading up to {deepest} tokens of depth before each run comes on top"
     return Forecast(len(new), seconds, basis, tuple(_obstacles(plan, new, machines)))
 
 

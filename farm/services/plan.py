@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 from farm.builds.tools import newest
-from farm.domain.decoding import AcceptRule, Sampling, Settings, Speculation, SpeculationKind
+from farm.domain.decoding import AcceptRule, Sampling, Speculation, SpeculationKind
 from farm.domain.engines import LLAMA_SERVER, why_not
 from farm.domain.job import JobSpec, ModelRef
 from farm.domain.prompt import Prompt, PromptSet
@@ -18,7 +18,8 @@ from farm.gguf.compat import check_pair
 from farm.gguf.header import Header, read_header
 from farm.gguf.heads import misfits, most_drafted
 from farm.gguf.identity import digest_of
-from farm.gguf.memory import memory_need_bytes
+from farm.gguf.memory import pair_need_bytes
+from farm.services.cells import depth_prompt, require_room, settings_of
 from farm.services.prompts import find_prompt_set
 from farm.services.sweepfile import INSTALLED, PairEntry, SweepFile, load_sweep
 
@@ -50,6 +51,7 @@ class Plan:
     """What a sweep file means: its jobs in order, and what they refer to.
 
     need_bytes maps a job's pair_key to the memory that the pair takes at its context size.
+    left_out: cells that would never draft, their n_min being above their K.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Plan:
     prompts: tuple[Prompt, ...]
     refusals: tuple[Refusal, ...]
     need_bytes: dict[str, int]
+    left_out: int = 0
 
 
 def plan_sweep(path: Path, progress: Progress | None = None) -> Plan:
@@ -78,6 +81,8 @@ def plan_sweep(path: Path, progress: Progress | None = None) -> Plan:
     refusals: list[Refusal] = []
     jobs: dict[str, JobSpec] = {}
     need_bytes: dict[str, int] = {}
+    left_out: set[str] = set()
+    fillers = _fillers(sweep, prompt_set, chosen)
     for entry in sweep.pairs:
         target = _model(entry.target, path.parent, progress)
         models[target.ref.digest] = target
@@ -90,24 +95,29 @@ def plan_sweep(path: Path, progress: Progress | None = None) -> Plan:
                     continue
                 models[draft.ref.digest] = draft
             _check_heads(kind, sweep.k, target, draft)
-            for job in _cells(sweep, entry, target, draft, chosen, build):
-                jobs[job.key] = job
-                if len(jobs) > MAX_JOBS:
+            for job in _cells(sweep, entry, target, draft, chosen, fillers, build):
+                if job.speculation.n_min > job.speculation.n_max:
+                    left_out.add(job.key)
+                else:
+                    jobs[job.key] = job
+                if len(jobs) + len(left_out) > MAX_JOBS:
                     raise UserError(
                         f"{path} expands to more than {MAX_JOBS} jobs, the most for one sweep; "
                         "split it. Nothing was submitted."
                     )
                 if job.pair_key not in need_bytes:
-                    need_bytes[job.pair_key] = _need(job.settings, target, draft)
+                    headers = target.header, draft.header if draft else None
+                    need_bytes[job.pair_key] = sum(pair_need_bytes(job.settings, *headers))
     return Plan(
         name=sweep.name,
         source=source,
         jobs=tuple(jobs.values()),
         models=models,
         prompt_set=prompt_set,
-        prompts=tuple(prompt for prompts in chosen.values() for prompt in prompts),
+        prompts=tuple(itertools.chain(*chosen.values(), fillers.values())),
         refusals=tuple(refusals),
         need_bytes=need_bytes,
+        left_out=len(left_out),
     )
 
 
@@ -125,6 +135,15 @@ def _choose_prompts(sweep: SweepFile, prompt_set: PromptSet) -> dict[str, list[P
         ]
         for category in categories
     }
+
+
+def _fillers(
+    sweep: SweepFile, prompt_set: PromptSet, chosen: dict[str, list[Prompt]]
+) -> dict[str, Prompt]:
+    """Return the text that fills each category's context, none where no depth is asked for."""
+    if not any(sweep.depth_tokens):
+        return {}
+    return {category: depth_prompt(prompt_set, members) for category, members in chosen.items()}
 
 
 def _model(name: str, folder: Path, progress: Progress | None) -> PlannedModel:
@@ -167,23 +186,30 @@ def _cells(
     target: PlannedModel,
     draft: PlannedModel | None,
     prompts: dict[str, list[Prompt]],
+    fillers: dict[str, Prompt],
     build: str,
 ) -> Iterator[JobSpec]:
     kind = SpeculationKind(entry.kind)
+    found = settings_of(sweep, kind, target.header, draft.header if draft else None)
+    everything = list(itertools.chain(*prompts.values()))
+    # The deepest first, so that what is asked for is enough for all.
+    for settings in sorted(found, key=lambda settings: -settings.depth_tokens):
+        require_room(settings, sweep, everything, target.header)
     for settings, temperature, seed, (
         category,
         members,
-    ), p_min, accept, n_max, machine in itertools.product(
-        _settings(sweep),
+    ), p_min, n_min, accept, n_max, machine in itertools.product(
+        found,
         sweep.temperatures,
         sweep.seeds,
         prompts.items(),
         sweep.p_min,
+        sweep.n_min,
         sweep.accept_rules,
         sweep.k,
         sweep.machines,
     ):
-        speculation = _speculation(sweep, kind, n_max, p_min, accept, temperature)
+        speculation = _speculation(sweep, kind, n_max, n_min, p_min, accept, temperature)
         yield JobSpec(
             machine=machine,
             engine=sweep.engine,
@@ -198,6 +224,7 @@ def _cells(
             generate_tokens=sweep.generate_tokens,
             repeats=sweep.repeats,
             label=sweep.label,
+            depth_text=fillers[category].digest if settings.depth_tokens else None,
         )
 
 
@@ -205,6 +232,7 @@ def _speculation(
     sweep: SweepFile,
     kind: SpeculationKind,
     n_max: int,
+    n_min: int,
     p_min: float,
     accept: AcceptRule,
     temperature: float,
@@ -212,7 +240,7 @@ def _speculation(
     speculation = Speculation(
         kind=kind,
         n_max=n_max,
-        n_min=sweep.n_min,
+        n_min=n_min if kind.has_n_min else 0,
         p_min=float(p_min) if kind.takes_draft else 0.0,
         # At temperature 0 both rules are one comparison, and no seed is used.
         accept=accept if temperature > 0 else AcceptRule.EXACT,
@@ -220,22 +248,6 @@ def _speculation(
     if reason := why_not(sweep.engine, speculation, temperature):
         raise UserError(f"kind {kind}, K = {n_max}: {reason}. Nothing was submitted.")
     return speculation
-
-
-def _settings(sweep: SweepFile) -> list[Settings]:
-    machine_default: list[int | None] = [None]
-    return [
-        Settings(*values)
-        for values in itertools.product(
-            sweep.context_tokens,
-            sweep.threads or machine_default,
-            sweep.gpu_layers or machine_default,
-            sweep.draft_gpu_layers or machine_default,
-            sweep.cache_type_k,
-            sweep.cache_type_v,
-            sweep.flash_attention,
-        )
-    ]
 
 
 def _build(engine: str, build: str) -> str:
@@ -250,13 +262,3 @@ def _build(engine: str, build: str) -> str:
             "llama-cpp-python is not installed here, so 'build: installed' means nothing; name "
             "the workers' build in the sweep, such as build: llama-cpp-python==0.3.36."
         ) from None
-
-
-def _need(settings: Settings, target: PlannedModel, draft: PlannedModel | None) -> int:
-    return sum(
-        memory_need_bytes(
-            model.header, settings.context_tokens, settings.cache_type_k, settings.cache_type_v
-        )
-        for model in (target, draft)
-        if model is not None
-    )

@@ -25,6 +25,7 @@ K_MAX = 128
 INSTALLED = "installed"
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 FlashAttention = Literal["auto", "on", "off"]
+NumaPolicy = Literal["off", "distribute", "isolate", "numactl"]
 
 
 def _as_list(value: Any) -> Any:
@@ -117,7 +118,7 @@ class SweepFile(_Strict):
     pairs: Annotated[list[PairEntry], Field(min_length=1)]
     k: Annotated[Many[N], BeforeValidator(_spelled_out)]
     p_min: Many[Annotated[float, Field(ge=0, le=1)]] = [0.0]
-    n_min: Annotated[int, Field(ge=0, le=K_MAX)] = 0
+    n_min: Many[Annotated[int, Field(ge=0, le=K_MAX)]] = [0]
     accept: Many[Literal["exact", "match"]] | None = None
     temperatures: Many[Annotated[float, Field(ge=0, le=5)]] = [0.0]
     seeds: Many[Annotated[int, Field(ge=0)]] = [0]
@@ -131,15 +132,36 @@ class SweepFile(_Strict):
     cache_type_k: Many[CacheType] = ["f16"]
     cache_type_v: Many[CacheType] = ["f16"]
     flash_attention: Many[Annotated[FlashAttention, BeforeValidator(_yaml_word)]] = ["auto"]
+    batch_threads: Many[Positive] | None = None
+    numa: Many[Annotated[NumaPolicy, BeforeValidator(_yaml_word)]] = ["off"]
+    draft_cache_type_k: Many[CacheType] | None = None
+    draft_cache_type_v: Many[CacheType] | None = None
+    draft_device: Many[Annotated[str, Field(pattern=r"^\S+$")]] | None = None
+    experts_used: Many[Positive] | None = None
+    depth_tokens: Many[Annotated[int, Field(ge=0)]] = [0]
     engine: Literal["in-process", "llama-server"] = "in-process"
     build: str = INSTALLED
 
     @model_validator(mode="after")
     def _n_min_fits_k(self) -> SweepFile:
-        if self.n_min > min(self.k):
-            raise ValueError(
-                f"n_min {self.n_min} is above k {min(self.k)}, which never drafts so many"
-            )
+        """Refuse a K or an n_min without any cell; n_min above K in some cells only is left out."""
+        for n_min, k in ((min(self.n_min), min(self.k)), (max(self.n_min), max(self.k))):
+            if n_min > k:
+                raise ValueError(f"n_min {n_min} is above k {k}, which never drafts so many")
+        return self
+
+    @model_validator(mode="after")
+    def _draft_settings_have_a_draft(self) -> SweepFile:
+        has_file = any(entry.drafts for entry in self.pairs)
+        drafts = any(SpeculationKind(entry.kind).takes_draft for entry in self.pairs)
+        for name, heeded in (
+            ("draft_gpu_layers", has_file),
+            ("draft_device", has_file),
+            ("draft_cache_type_k", drafts),
+            ("draft_cache_type_v", drafts),
+        ):
+            if getattr(self, name) is not None and not heeded:
+                raise ValueError(f"{name} is for a draft and no pair has one; leave it out")
         return self
 
     @property

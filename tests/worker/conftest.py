@@ -42,7 +42,7 @@ def one_thread() -> Settings:
 @pytest.fixture(scope="session")
 def one_thread_payload(one_thread: Settings) -> dict[str, Any]:
     """Return `one_thread` as the child gets it."""
-    return asdict(one_thread)
+    return asdict(one_thread.spelled_out())
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -92,6 +92,31 @@ def test_a_sweep_is_measured_whole(small_farm: SmallFarm, law: Law, loads: list[
     assert small_farm.spooled == []
 
 
+def test_a_sweep_over_depths_is_measured_and_its_filler_is_no_content(
+    small_farm: SmallFarm, law: Law
+):
+    small_farm.submit(k=[2], categories=["chat"], more="depth_tokens: [0, 512]\n")
+
+    small_farm.executor().work_off()
+
+    flat, deep = small_farm.jobs()
+    for sample in small_farm.samples(job_id=deep.id):
+        (before,) = small_farm.samples(
+            job_id=flat.id, prompt_digest=sample.prompt_digest, arm=sample.arm
+        )
+        assert sample.prompt_tokens == before.prompt_tokens + 512
+        assert sample.output_digest == before.output_digest
+        assert (sample.drafted, sample.accepted) == (before.drafted, before.accepted)
+    with reading(small_farm.database) as session:
+        found = recommendations(session)
+        filler = session.get(PromptRow, deep.spec["depth_text"])
+    assert filler is not None
+    assert filler.category == "depth"
+    assert flat.spec["depth_text"] is None
+    assert [item.setup.category for item in found] == ["chat", "chat"]
+    assert {item.setup.settings.depth_tokens for item in found} == {0, 512}
+
+
 def test_build_and_environment_are_recorded_with_each_attempt(small_farm: SmallFarm):
     small_farm.submit(k=[2], categories=TWO_CATEGORIES)
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
+import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
 import psutil
 import pytest
+from tiny_mixture import EXPERTS, write_mixture
 
 from farm.domain.decoding import AcceptRule, Sampling, Settings, Speculation, SpeculationKind
 from farm.domain.job import Arm, JobSpec, ModelRef
@@ -185,14 +188,12 @@ def test_settings_that_break_the_child_are_a_crash_with_the_traceback(
     spec: JobSpec, tiny_pair: tuple[Path, Path], tmp_path: Path
 ):
     odd = replace(spec, settings=replace(spec.settings, cache_type_k="f7"))
-    engine = InProcessFactory().load(odd, *tiny_pair, tmp_path / "child.log", soon())
 
     with pytest.raises(BenchmarkError, match="exit status 1") as caught:
-        list(engine.run(odd, [PreparedPrompt(DIGESTS[0], "x")], soon()))
+        InProcessFactory().load(odd, *tiny_pair, tmp_path / "child.log", soon())
 
     assert caught.value.kind == "crashed"
-    assert "KeyError: 'f7'" in engine.log_tail()
-    engine.end()
+    assert "KeyError: 'f7'" in (caught.value.log_tail or "")
 
 
 def test_loading_past_the_deadline_is_a_timeout_and_ends_the_child(
@@ -250,14 +251,28 @@ def test_without_llama_cpp_python_the_factory_offers_nothing(monkeypatch: pytest
     assert InProcessFactory().builds() == ()
 
 
-def test_the_settings_of_a_job_reach_the_child_whole(one_thread: Settings):
-    # The child reads these by name and knows none of the worker's classes.
-    assert set(asdict(one_thread)) == {
-        "context_tokens",
-        "threads",
-        "gpu_layers",
-        "draft_gpu_layers",
-        "cache_type_k",
-        "cache_type_v",
-        "flash_attention",
-    }
+def test_the_settings_of_a_job_reach_llama_cpp(
+    spec: JobSpec, prompts: list[PreparedPrompt], law: Law, tmp_path: Path
+):
+    mixture = write_mixture(tmp_path / "mixture.gguf", law)
+    settings = replace(
+        spec.settings,
+        cache_type_k="q8_0",
+        draft_cache_type_k="f16",
+        draft_cache_type_v="q4_0",
+        draft_device="none",
+        numa="distribute" if sys.platform == "linux" else "off",
+        experts_used=EXPERTS,
+    )
+    job = replace(spec, settings=settings)
+    log = tmp_path / "child.log"
+    assert spec.draft is not None
+    engine = InProcessFactory().load(job, mixture, Path(spec.draft.path), log, soon())
+    try:
+        list(engine.run(job, prompts, soon()))
+    finally:
+        engine.end()
+
+    said = log.read_text()
+    assert re.findall(r"n_expert_used += (\d+)", said) == [str(EXPERTS), "0"]
+    assert re.findall(r"K \((\w+)\).*V \((\w+)\)", said) == [("q8_0", "f16"), ("f16", "q4_0")]

@@ -1,8 +1,8 @@
 """The child's side of the wire: JSON lines in on stdin, JSON lines out on the first stdout.
 
-In: {"do": "load", target_path, draft_path, settings}, then any number of {"do": "run", ...job}.
-Out: {"event": "loaded", build, parameters}, {"event": "sample", ...}, {"event": "done"}, or
-{"event": "failed", kind, message}, after which the child still serves.
+In: {"do": "load", target_path, draft_path, settings, overrides}, then any number of {"do": "run",
+...job}. Out: {"event": "loaded", build, parameters}, {"event": "sample", ...}, {"event": "done"},
+or {"event": "failed", kind, message}, after which the child still serves.
 """
 
 from __future__ import annotations
@@ -29,7 +29,12 @@ def main() -> None:
         try:
             if request["do"] == "load":
                 pair = None
-                pair = Pair(request["target_path"], request["draft_path"], request["settings"])
+                pair = Pair(
+                    request["target_path"],
+                    request["draft_path"],
+                    request["settings"],
+                    request["overrides"],
+                )
                 told = {"build": describe_build(), "parameters": pair.parameters()}
                 _send(wire, {"event": "loaded", **told})
             else:

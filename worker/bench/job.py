@@ -14,24 +14,41 @@ from typing import Any
 import numpy as np
 
 from worker.bench.decode import Run, baseline, speculative, top_two_margin
+from worker.bench.depth import at_depth
 from worker.bench.drafters import Drafter, ModelDrafter, PromptLookup
 from worker.bench.failure import Failure
 from worker.bench.llama import Context, Model
+from worker.bench.load import choose_numa
 from worker.bench.sampling import rule
 
 WARM_UP_TOKENS = 16
 # First runs are cold, and some machines clock down after an idle second.
 STAYS_WARM_S = 1.0
 ARMS = ("baseline", "speculative")
+CACHES = ("cache_type_k", "cache_type_v")
 
 
 class Pair:
-    """A loaded target and, for the kinds that need one, a draft. Serves any number of jobs."""
+    """A loaded target and, for the kinds that need one, a draft. Serves any number of jobs.
 
-    def __init__(self, target_path: str, draft_path: str | None, settings: dict[str, Any]) -> None:
+    overrides: numbers of the target's metadata that count in place of the file's.
+    """
+
+    def __init__(
+        self,
+        target_path: str,
+        draft_path: str | None,
+        settings: dict[str, Any],
+        overrides: dict[str, int] | None = None,
+    ) -> None:
         self._settings = settings
-        self._target_model = Model(target_path, settings["gpu_layers"])
-        self._draft_model = Model(draft_path, settings["draft_gpu_layers"]) if draft_path else None
+        choose_numa(settings["numa"])
+        self._target_model = Model(target_path, settings["gpu_layers"], numbers=overrides)
+        self._draft_model = None
+        if draft_path:
+            self._draft_model = Model(
+                draft_path, settings["draft_gpu_layers"], settings["draft_device"]
+            )
         self._contexts: dict[str, Context] = {}
         self._ran_at = -math.inf
         if not self._target_model.rolls_back:
@@ -53,14 +70,17 @@ class Pair:
     def run(self, job: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Yield a sample per prompt x repeat x arm, in mirrored order (A B, B A, ...).
 
-        job: prompts (digest, text), speculation, temperature, seed, generate_tokens, repeats.
+        job: prompts (digest, text, depth_text), speculation, temperature, seed, generate_tokens,
+        repeats.
         """
         prompts = self._tokenised(job)
         target = self._context("target", self._target_model)
         if monotonic() - self._ran_at > STAYS_WARM_S:
             warm_up = {**job, "generate_tokens": min(WARM_UP_TOKENS, job["generate_tokens"])}
+            # What is cold at first is not the depth, which may take minutes to read.
+            tokens = prompts[0][1][self._settings["depth_tokens"] :]
             for arm in ARMS:
-                self._run_arm(arm, target, prompts[0][1], warm_up, stream=(0, 0))
+                self._run_arm(arm, target, tokens, warm_up, stream=(0, 0))
         order = 0
         for repeat in range(job["repeats"]):
             for number, (digest, tokens) in enumerate(prompts):
@@ -88,7 +108,7 @@ class Pair:
         room = self._settings["context_tokens"] - job["generate_tokens"] - job_n_max(job)
         prompts = []
         for prompt in job["prompts"]:
-            tokens = self._target_model.tokenize(prompt["text"])
+            tokens = self._in_context(prompt)
             if not tokens:
                 raise Failure("bad-request", f"Prompt {prompt['digest'][:12]} has no tokens.")
             if len(tokens) > room:
@@ -100,9 +120,23 @@ class Pair:
             prompts.append((prompt["digest"], tokens))
         return prompts
 
+    def _in_context(self, prompt: dict[str, Any]) -> list[int]:
+        """Return a prompt's tokens at the depth that the settings ask for."""
+        model, depth = self._target_model, self._settings["depth_tokens"]
+        tokens = model.tokenize(prompt["text"])
+        if not depth:
+            return tokens
+        bare = model.tokenize(prompt["text"], bare=True)
+        filler = model.tokenize(prompt["depth_text"], bare=True)
+        return at_depth(tokens, bare, filler, depth)
+
     def _context(self, role: str, model: Model) -> Context:
         if role not in self._contexts:
-            self._contexts[role] = model.context(self._settings)
+            settings = self._settings
+            if role == "draft":
+                types = {name: settings[f"draft_{name}"] for name in CACHES}
+                settings = settings | types
+            self._contexts[role] = model.context(settings)
         return self._contexts[role]
 
     def _run_arm(

@@ -7,7 +7,7 @@ import hashlib
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from worker.bench.failure import Failure
+from worker.bench.load import devices, overrides
 
 # llama_cpp installs a log callback on import that hides what llama.cpp says; ours shows it.
 from llama_cpp import llama_cpp as lib  # isort: skip
@@ -94,13 +95,33 @@ def _told(params: ctypes.Structure) -> dict[str, Any]:
 
 
 class Model:
-    """A loaded GGUF file with its vocabulary."""
+    """A loaded GGUF file with its vocabulary.
 
-    def __init__(self, path: str, gpu_layers: int | None) -> None:
+    device: where its layers go, None for llama.cpp's own choice. numbers: metadata that counts in
+    place of the file's.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        gpu_layers: int | None,
+        device: str | None = None,
+        numbers: Mapping[str, int] | None = None,
+    ) -> None:
         params = lib.llama_model_default_params()
         if gpu_layers is not None:
             params.n_gpu_layers = gpu_layers
-        self.parameters = _told(params)
+        if device is not None:
+            chosen = devices(device)
+            params.devices = ctypes.cast(chosen, ctypes.c_void_p)
+        if numbers:
+            changed = overrides(numbers)
+            params.kv_overrides = ctypes.cast(changed, type(params.kv_overrides))
+        # Both are addresses there.
+        chosen_by_hand = {"device": device, "kv_overrides": dict(numbers or {}) or None}
+        self.parameters = _told(params) | {
+            name: value for name, value in chosen_by_hand.items() if value is not None
+        }
         self._model = lib.llama_model_load_from_file(os.fsencode(path), params)
         if not self._model:
             raise Failure("load-failed", f"llama.cpp could not load {Path(path).name}.")
@@ -110,13 +131,13 @@ class Model:
             lib.llama_model_is_recurrent(self._model) or lib.llama_model_is_hybrid(self._model)
         )
 
-    def tokenize(self, text: str) -> list[int]:
-        """Return token ids with the model's own special tokens around them."""
-        raw = text.encode()
+    def tokenize(self, text: str, *, bare: bool = False) -> list[int]:
+        """Return token ids, with the model's own special tokens around them unless `bare`."""
+        raw, whole = text.encode(), not bare
         capacity = len(raw) + 8
         while True:
             buffer = (lib.llama_token * capacity)()
-            count = lib.llama_tokenize(self._vocab, raw, len(raw), buffer, capacity, True, True)
+            count = lib.llama_tokenize(self._vocab, raw, len(raw), buffer, capacity, whole, True)
             if count >= 0:
                 return list(buffer[:count])
             # Minus what it needs: a byte of text can be several tokens.
@@ -133,7 +154,9 @@ class Model:
         params.n_batch = params.n_ubatch = BATCH_TOKENS
         params.n_seq_max = 1
         if settings["threads"] is not None:
-            params.n_threads = params.n_threads_batch = settings["threads"]
+            params.n_threads = settings["threads"]
+        if settings["batch_threads"] is not None:
+            params.n_threads_batch = settings["batch_threads"]
         params.type_k = CACHE_TYPES[settings["cache_type_k"]]
         params.type_v = CACHE_TYPES[settings["cache_type_v"]]
         params.flash_attn_type = FLASH_ATTENTION[settings["flash_attention"]]

@@ -69,14 +69,19 @@ class Completion:
 
 
 def request(
-    text: str, tokens: int, sampling: Sampling, seed: int, alternatives: int = 0
+    prompt: str | list[int],
+    tokens: int,
+    sampling: Sampling,
+    seed: int,
+    alternatives: int = 0,
 ) -> dict[str, Any]:
     """Return a `/completion` request under which a token's law is the plain softmax.
 
-    alternatives: how many of the best tokens to report with each drawn one.
+    prompt: a text, or token ids, which the server takes as they are. alternatives: how many of the
+    best tokens to report with each drawn one.
     """
     return {
-        "prompt": text,
+        "prompt": prompt,
         "n_predict": tokens,
         "stream": False,
         "cache_prompt": False,

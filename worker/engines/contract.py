@@ -13,10 +13,15 @@ from farm.domain.measurement import Sample
 
 @dataclass(frozen=True)
 class PreparedPrompt:
-    """A prompt as the engine gets it: the text may carry a calibration pair's start state."""
+    """A prompt as the engine gets it: the text may carry a calibration pair's start state.
+
+    depth_text: what fills `settings.depth_tokens` of the context before it. Those tokens count as
+    the prompt's: `Sample.prompt_tokens` has them.
+    """
 
     digest: str
     text: str
+    depth_text: str = ""
 
 
 @dataclass(frozen=True)

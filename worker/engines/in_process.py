@@ -18,6 +18,7 @@ from farm.science.parity import classify
 from worker import isolation
 from worker.child import Child
 from worker.engines.contract import BuildInfo, PreparedPrompt
+from worker.models import overrides
 
 DISTRIBUTION = "llama-cpp-python"
 LISTEN_S = 1.0
@@ -103,7 +104,8 @@ class InProcessFactory:
                     "do": "load",
                     "target_path": str(target),
                     "draft_path": str(draft) if draft else None,
-                    "settings": asdict(spec.settings),
+                    "settings": asdict(spec.settings.spelled_out()),
+                    "overrides": overrides(spec.settings, target),
                 }
             )
             while (message := _listen(child, deadline)) is None:

@@ -16,18 +16,19 @@ from typing import Any
 from farm.builds import tools
 from farm.builds.arguments import arguments
 from farm.builds.artefact import SERVER, examine
-from farm.builds.dialect import ask
+from farm.builds.dialect import ask, require_devices
 from farm.builds.tools import ToolBuild
 from farm.domain.engines import LLAMA_SERVER
 from farm.domain.job import Arm, JobSpec
 from farm.domain.measurement import Parity, Sample
 from farm.errors import BenchmarkError
 from farm.science.parity import classify, first_divergence
+from worker.bench.depth import at_depth
 from worker.engines.completion import Completion, margin_in, read_completion, request
 from worker.engines.contract import BuildInfo, PreparedPrompt
 from worker.engines.pairing import ARMS, Step, in_blocks, interleaved
 from worker.engines.server import Server, Waiting
-from worker.models import fits_twice
+from worker.models import fits_twice, overrides
 
 # Flags whose values are one run's alone, and what stands for them in a job's parameters.
 RUNS_OWN = {"--port": "PORT", "--api-key": "KEY", "--seed": "SEED"}
@@ -68,6 +69,7 @@ class LlamaServerEngine:
         self._log = log
         self._side_by_side = side_by_side
         self._servers: dict[Arm, Server] = {}
+        self._at_depth: dict[PreparedPrompt, list[int]] = {}
         self._ran_at = 0.0
         self.isolation = ""
 
@@ -188,6 +190,7 @@ class LlamaServerEngine:
                 draft,
                 port,
                 key,
+                overrides(spec.settings, self._target),
             ),
             [self._target, draft] if draft else [self._target],
             self._log.with_suffix(f".{arm}.log"),
@@ -209,11 +212,23 @@ class LlamaServerEngine:
         counts = step.arm is Arm.SPECULATIVE
         before = server.metrics() if counts else None
         seed = _seed(spec.sampling.seed, step)
-        asked = request(prompt.text, spec.generate_tokens, spec.sampling, seed)
+        text = self._in_context(server, prompt, spec)
+        asked = request(text, spec.generate_tokens, spec.sampling, seed)
         answer = yield from server.complete(asked, deadline)
         after = server.metrics() if counts else None
         self._ran_at = time.monotonic()
         return read_completion(answer, spec, prompt, before, after, server.peak_rss_bytes())
+
+    def _in_context(self, server: Server, prompt: PreparedPrompt, spec: JobSpec) -> str | list[int]:
+        """Return a prompt as it is sent: as text, or at a depth as token ids."""
+        depth = spec.settings.depth_tokens
+        if not depth:
+            return prompt.text
+        if prompt not in self._at_depth:
+            whole, bare = (server.tokenize(prompt.text, bare=bare) for bare in (False, True))
+            filler = server.tokenize(prompt.depth_text, bare=True)
+            self._at_depth[prompt] = at_depth(whole, bare, filler, depth)
+        return self._at_depth[prompt]
 
     def _finish(
         self, waiting: list[_Item], spec: JobSpec, deadline: float
@@ -241,8 +256,10 @@ class LlamaServerEngine:
         The baseline walks its own path again, token by token, so that its arithmetic is the same.
         None where it does not arrive at the same place.
         """
-        asked = request(item.prompt.text, position + 1, spec.sampling, 0, alternatives=2)
-        answer = yield from self._servers[Arm.BASELINE].complete(asked, deadline)
+        server = self._servers[Arm.BASELINE]
+        text = self._in_context(server, item.prompt, spec)
+        asked = request(text, position + 1, spec.sampling, 0, alternatives=2)
+        answer = yield from server.complete(asked, deadline)
         return margin_in(answer, item.runs[Arm.BASELINE].output_ids, position)
 
 
@@ -268,6 +285,8 @@ class LlamaServerFactory:
                 f"The binaries in {build.folder} are not those of {spec.build}; register them "
                 "again with 'farm builds add' and submit the sweep again.",
             )
+        if spec.settings.draft_device is not None:
+            require_devices(build.path(SERVER), spec.settings.draft_device)
         side_by_side = fits_twice(spec, target, draft)
         engine = LlamaServerEngine(build, target, draft, log, side_by_side)
         try:

@@ -130,6 +130,17 @@ class Server:
         kind = "bad-request" if 400 <= status < 500 else "decode-failed"
         raise BenchmarkError(kind, f"llama-server answered {status}: {body[:300]}")
 
+    def tokenize(self, text: str, *, bare: bool) -> list[int]:
+        """Return a text's token ids, with the model's own special tokens unless `bare`."""
+        body = {"content": text, "add_special": not bare, "parse_special": True}
+        status, answer = self._probe("/tokenize", body)
+        try:
+            return [int(token) for token in json.loads(answer)["tokens"]]
+        except (KeyError, TypeError, ValueError):
+            raise BenchmarkError(
+                "garbage", f"llama-server answered {status} where tokens were asked for."
+            ) from None
+
     def metrics(self) -> Metrics | None:
         """Return the speculation counters, None where this build has none."""
         status, body = self._probe("/metrics")
@@ -253,9 +264,9 @@ class Server:
             message = "The job ran past its time limit; raise job_timeout_s or ask for less."
             raise BenchmarkError("timeout", message, tail)
 
-    def _probe(self, path: str) -> tuple[int, str]:
+    def _probe(self, path: str, body: dict[str, Any] | None = None) -> tuple[int, str]:
         try:
-            return self._ask(path, None, PROBE_LIMIT_S)
+            return self._ask(path, body, PROBE_LIMIT_S)
         except BROKEN as error:
             raise self._lost(error) from None
 

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from farm.builds import arguments as arguments_module
 from farm.builds.arguments import arguments
-from farm.builds.dialect import Dialect, ask, parse
+from farm.builds.dialect import Dialect, ask, parse, require_devices
 from farm.domain.decoding import AcceptRule, Sampling, Settings, Speculation, SpeculationKind
 from farm.errors import BenchmarkError
 
@@ -107,6 +108,28 @@ class TestParse:
             ask("llama-server==x", script)
 
 
+class TestDevices:
+    # Constructed after common_print_available_devices (llama.cpp, common/arg.cpp).
+    LISTED = "Available devices:\\n  CUDA0: NVIDIA H200 (143771 MiB, 143190 MiB free)\\n"
+
+    @pytest.fixture
+    def binary(self, tmp_path: Path) -> Path:
+        script = tmp_path / "llama-server"
+        script.write_text(f"#!/bin/sh\nprintf '{self.LISTED}'\n")
+        script.chmod(0o755)
+        return script
+
+    @pytest.mark.parametrize("names", ["none", "CUDA0"])
+    def test_what_is_listed_is_there(self, binary: Path, names: str) -> None:
+        require_devices(binary, names)
+
+    @pytest.mark.parametrize("names", ["CUDA1", "CUDA0,CUDA1", "CUDA"])
+    def test_what_is_not_is_named_with_what_is(self, binary: Path, names: str) -> None:
+        with pytest.raises(BenchmarkError, match="there is CUDA0, none") as caught:
+            require_devices(binary, names)
+        assert caught.value.kind == "unsupported"
+
+
 class TestArguments:
     def test_today_everything_about_drafting_is_said(self, new: Dialect) -> None:
         settings = Settings(threads=3, gpu_layers=-1, draft_gpu_layers=7, cache_type_k="q8_0")
@@ -124,6 +147,72 @@ class TestArguments:
         )
         assert {value(said, flag) for flag in ("-t", "-tb", "--spec-draft-threads")} == {"3"}
         assert value(said, "-np") == "1"
+
+    def test_what_the_draft_has_of_its_own_is_said(self, new: Dialect, old: Dialect) -> None:
+        settings = Settings(
+            threads=3,
+            batch_threads=6,
+            cache_type_k="q8_0",
+            draft_cache_type_k="f16",
+            draft_cache_type_v="q4_0",
+            draft_device="CUDA1",
+        )
+        said = told(new, KINDS.DRAFT_SIMPLE, settings=settings)
+        assert (value(said, "-t"), value(said, "-tb")) == ("3", "6")
+        assert value(said, "--spec-draft-threads") == "3"
+        assert value(said, "--spec-draft-threads-batch") == "6"
+        assert (value(said, "-ctk"), value(said, "-ctv")) == ("q8_0", "f16")
+        assert (value(said, "-ctkd"), value(said, "-ctvd")) == ("f16", "q4_0")
+        assert value(said, "--spec-draft-device") == "CUDA1"
+        before = told(old, KINDS.DRAFT_SIMPLE, settings=settings)
+        assert (value(before, "-tbd"), value(before, "-devd")) == ("6", "CUDA1")
+        assert "--spec-draft-device" not in told(new, None, settings=settings)
+
+    def test_batch_threads_are_said_without_threads(self, new: Dialect) -> None:
+        said = told(new, KINDS.DRAFT_SIMPLE, settings=Settings(batch_threads=6))
+        assert (value(said, "-t"), value(said, "-tb")) == ("-1", "6")
+        assert value(said, "--spec-draft-threads-batch") == "6"
+        assert "--spec-draft-threads" not in said
+
+    def test_numa_is_said_where_it_is_asked_for(
+        self, new: Dialect, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(arguments_module.sys, "platform", "linux")
+        settings = Settings(numa="isolate")
+        assert value(told(new, None, settings=settings), "--numa") == "isolate"
+        assert "--numa" not in told(new, None)
+        monkeypatch.setattr(arguments_module.sys, "platform", "darwin")
+        with pytest.raises(BenchmarkError, match="on Linux only") as caught:
+            told(new, None, settings=settings)
+        assert caught.value.kind == "unsupported"
+
+    @pytest.mark.parametrize("kind", [None, KINDS.DRAFT_SIMPLE])
+    def test_both_arms_have_the_targets_overrides(
+        self, new: Dialect, kind: SpeculationKind | None
+    ) -> None:
+        speculation = Speculation(kind, 4) if kind else None
+        numbers = {"llama.expert_used_count": 3}
+        paths = Path("t.gguf"), Path("draft.gguf")
+        said = arguments(new, speculation, Settings(), GREEDY, *paths, 1, "k", numbers)
+        assert value(said, "--override-kv") == "llama.expert_used_count=int:3"
+
+    @pytest.mark.parametrize(
+        ("flag", "settings"),
+        [
+            ("--numa", Settings(numa="distribute")),
+            ("-devd", Settings(draft_device="CUDA1")),
+            ("-ctvd", Settings(draft_cache_type_v="q8_0")),
+        ],
+    )
+    def test_what_a_binary_has_no_flag_for_is_refused(
+        self, new: Dialect, flag: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(arguments_module.sys, "platform", "linux")
+        names = new.options[flag].names
+        lacking = Dialect("poor", {k: v for k, v in new.options.items() if k not in names})
+        with pytest.raises(BenchmarkError, match=r"^poor has no -") as caught:
+            told(lacking, KINDS.DRAFT_SIMPLE, settings=settings)
+        assert caught.value.kind == "unsupported"
 
     def test_the_baseline_is_told_not_to_speculate(self, new: Dialect, old: Dialect) -> None:
         assert value(told(new, None), "--spec-type") == "none"

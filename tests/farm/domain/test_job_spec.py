@@ -33,6 +33,20 @@ class TestKey:
         assert JobSpec.from_payload(spec().to_payload()) == spec()
 
 
+class TestSpelledOut:
+    def test_what_follows_another_setting_is_filled_in_from_it(self) -> None:
+        settings = Settings(threads=3, cache_type_k="q8_0", draft_cache_type_v="q4_0")
+        assert settings.spelled_out() == replace(
+            settings, batch_threads=3, draft_cache_type_k="q8_0"
+        )
+
+    def test_what_was_said_stands(self) -> None:
+        said = Settings(
+            threads=3, batch_threads=8, draft_cache_type_k="f32", draft_cache_type_v="f16"
+        )
+        assert said.spelled_out() == said
+
+
 class TestLossy:
     @pytest.mark.parametrize(
         ("settings", "lossy"),

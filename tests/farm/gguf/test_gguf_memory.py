@@ -7,9 +7,16 @@ from pathlib import Path
 import pytest
 from gguf import GGUFValueType
 
+from farm.domain.decoding import Settings
 from farm.errors import UserError
 from farm.gguf.header import Array, read_header
-from farm.gguf.memory import BATCH_TOKENS, FIXED_BYTES, cache_bytes, memory_need_bytes
+from farm.gguf.memory import (
+    BATCH_TOKENS,
+    FIXED_BYTES,
+    cache_bytes,
+    memory_need_bytes,
+    pair_need_bytes,
+)
 
 Write = Callable[..., Path]
 
@@ -33,6 +40,16 @@ def test_layers_may_differ_in_heads(write_gguf: Write) -> None:
     heads = Array(GGUFValueType.UINT32, 2, b"\x02\0\0\0\0\0\0\0")
     fields = {**header.metadata, "llama.attention.head_count_kv": heads}
     assert cache_bytes(replace(header, metadata=fields), 200, "f16", "f16") == 256 * 2 * 8 * 2 * 2
+
+
+def test_a_pair_has_two_caches_of_its_own_types(tiny_pair: tuple[Path, Path]) -> None:
+    target, draft = (read_header(path) for path in tiny_pair)
+    settings = Settings(1024, cache_type_k="q8_0", draft_cache_type_v="q4_0")
+    assert pair_need_bytes(settings, target, draft) == (
+        memory_need_bytes(target, 1024, "q8_0", "f16"),
+        memory_need_bytes(draft, 1024, "q8_0", "q4_0"),
+    )
+    assert len(pair_need_bytes(settings, target, None)) == 1
 
 
 def test_unknown_cache_type_and_shape(write_gguf: Write) -> None:

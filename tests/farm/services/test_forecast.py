@@ -52,6 +52,17 @@ class TestTime:
         assert found.seconds == pytest.approx(6 * 32 / 50 * OVERHEAD)
         assert found.basis == "from speeds measured before"
 
+    def test_says_what_a_depth_adds(self, database: Engine) -> None:
+        queue_jobs(database, [spec(2)], "earlier")
+        measure(database, add_machine(database), paired([2.0] * 6, tok_s=50))
+        deep = replace(spec(4), settings=Settings(depth_tokens=4096), depth_text="0" * 64)
+
+        found = forecast(plan([spec(2), deep]), url(database), not_needed)
+
+        assert found.basis.endswith(
+            "reading up to 4096 tokens of depth before each run comes on top"
+        )
+
     def test_takes_the_plain_speed_not_the_speculative_one(self, database: Engine) -> None:
         queue_jobs(database, [spec(2)], "earlier")
         measure(database, add_machine(database), [sample(arm=Arm.SPECULATIVE, tok_s=900)])

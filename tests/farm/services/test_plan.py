@@ -177,6 +177,50 @@ class TestExpansion:
             plan_sweep(path)
 
 
+class TestNMin:
+    def test_cells_above_their_k_are_left_out_and_counted(self, make_sweep: Make) -> None:
+        plan = plan_sweep(make_sweep(k="{from: 2, to: 16, step: 2}", n_min="[0, 4]"))
+
+        cells = [(job.speculation.n_min, job.speculation.n_max) for job in plan.jobs]
+        assert cells == [(0, k) for k in range(2, 17, 2)] + [(4, k) for k in range(4, 17, 2)]
+        assert plan.left_out == 1
+
+    def test_a_kind_without_it_is_measured_once(
+        self, make_sweep: Make, pair: tuple[Path, Path]
+    ) -> None:
+        entry = f"[{{target: '{pair[0]}', kind: ngram-map-k}}]"
+        server = {"engine": "llama-server", "build": "llama-server==x-1"}
+
+        plan = plan_sweep(make_sweep(pairs=entry, n_min="[0, 4]", **server))
+
+        assert [(j.speculation.n_min, j.speculation.n_max) for j in plan.jobs] == [(0, 2), (0, 4)]
+        assert plan.left_out == 0
+
+
+class TestDepth:
+    def test_jobs_name_the_text_that_fills_their_context(self, make_sweep: Make) -> None:
+        depths = {"depth_tokens": "[0, 1024, 16384]", "context_tokens": "20480", "k": "4"}
+        plan = plan_sweep(make_sweep(**depths))
+
+        flat, *deep = plan.jobs
+        assert (flat.settings.depth_tokens, flat.depth_text) == (0, None)
+        assert [job.settings.depth_tokens for job in deep] == [1024, 16384]
+        (digest,) = {job.depth_text for job in deep}
+        (filler,) = (prompt for prompt in plan.prompts if prompt.digest == digest)
+        texts = {prompt.digest: prompt.text for prompt in plan.prompts}
+        assert not [digest for digest in flat.prompts if texts[digest] in filler.text]
+        assert len(filler.text) > 16384
+
+    def test_no_depth_needs_no_text(self, make_sweep: Make) -> None:
+        plan = plan_sweep(make_sweep())
+        assert {job.depth_text for job in plan.jobs} == {None}
+        assert {prompt.category for prompt in plan.prompts} == {"chat"}
+
+    def test_what_does_not_fit_is_said_with_the_context_that_would(self, make_sweep: Make) -> None:
+        with pytest.raises(UserError, match=r"K = 16.*set context_tokens: 4608"):
+            plan_sweep(make_sweep(k="[2, 16]", depth_tokens="[0, 1024, 2048, 4096]"))
+
+
 class TestKeys:
     def test_a_label_makes_every_key_new(self, make_sweep: Make) -> None:
         plain, labelled = plan_sweep(make_sweep()), plan_sweep(make_sweep(label="again"))

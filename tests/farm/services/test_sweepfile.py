@@ -18,6 +18,14 @@ pairs:
     drafts: [draft.gguf]
 """
 
+NO_DRAFT = """\
+name: first
+k: [2, 4]
+pairs:
+  - target: target.gguf
+    kind: prompt-lookup
+"""
+
 
 def with_k(text: str) -> str:
     return GOOD.replace("[2, 4]", text)
@@ -40,7 +48,7 @@ class TestGood:
         assert (sweep.machines, sweep.p_min, sweep.n_min, sweep.accept_rules) == (
             ["any"],
             [0.0],
-            0,
+            [0],
             ["exact"],
         )
         assert (sweep.temperatures, sweep.seeds, sweep.context_tokens) == ([0.0], [0], [2048])
@@ -53,6 +61,24 @@ class TestGood:
         )
         assert (sweep.generate_tokens, sweep.repeats, sweep.label) == (128, 1, "")
         assert sweep.prompts.set == "standard"
+
+    def test_every_setting_may_be_a_list_or_one_value(self, sweep_file: Write) -> None:
+        listed = (
+            "n_min: [0, 2]\nbatch_threads: [2, 4]\nnuma: [off, distribute]\n"
+            "draft_cache_type_k: [f16, q8_0]\ndraft_cache_type_v: [f16, q4_0]\n"
+            "draft_device: [none, CUDA1]\nexperts_used: [2, 4]\ndepth_tokens: [0, 16384]\n"
+        )
+        many, one = (
+            read(sweep_file, GOOD + text)
+            for text in (listed, listed.replace("[", "").replace(",", " #"))
+        )
+        for key in (line.split(":")[0] for line in listed.splitlines()):
+            assert len(getattr(many, key)) == 2
+            assert getattr(one, key) == getattr(many, key)[:1]
+        assert many.numa == ["off", "distribute"]
+
+    def test_n_min_may_be_above_some_k(self, sweep_file: Write) -> None:
+        assert read(sweep_file, f"{GOOD}n_min: [0, 4]\n").n_min == [0, 4]
 
     def test_the_text_is_kept_as_it_was_written(self, sweep_file: Write) -> None:
         text = f"# mine\n{GOOD}"
@@ -164,6 +190,22 @@ BAD = {
     "machine of no kind": (f"{GOOD}machines: [any, kind:tpu]\n", "6:17", ["'kind:tpu'"]),
     "machine without prefix": (f"{GOOD}machines: bench-1\n", "6:11", ["'bench-1'"]),
     "n_min above k": (f"{GOOD}n_min: 3\n", "1:1", ["n_min 3 is above k 2"]),
+    "no k for an n_min": (f"{GOOD}n_min: [0, 5]\n", "1:1", ["n_min 5 is above k 4"]),
+    "no n_min for a k": (f"{GOOD}n_min: [3, 4]\n", "1:1", ["n_min 3 is above k 2"]),
+    "unknown policy": (f"{GOOD}numa: mirror\n", "6:7", ["'distribute'", "'mirror'"]),
+    "negative depth": (f"{GOOD}depth_tokens: -1\n", "6:15", ["depth_tokens.0", "(it is -1)"]),
+    "no experts": (f"{GOOD}experts_used: 0\n", "6:15", ["experts_used.0", "(it is 0)"]),
+    "device with a gap": (f"{GOOD}draft_device: 'a b'\n", "6:15", ["draft_device.0"]),
+    "draft's cache without a draft": (
+        f"{NO_DRAFT}draft_cache_type_k: q8_0\n",
+        "1:1",
+        ["draft_cache_type_k is for a draft", "leave it out"],
+    ),
+    "draft's device without a draft": (
+        f"{NO_DRAFT}draft_device: none\n",
+        "1:1",
+        ["draft_device is for a draft", "leave it out"],
+    ),
     "p_min above 1": (f"{GOOD}p_min: [0.5, 1.5]\n", "6:14", ["p_min.1: ", "(it is 1.5)"]),
     "temperature that is no number": (f"{GOOD}temperatures: .nan\n", "6:15", ["temperatures.0"]),
     "negative temperature": (f"{GOOD}temperatures: -0.5\n", "6:15", ["(it is -0.5)"]),

@@ -165,8 +165,8 @@ def test_a_draft_equal_to_its_target_is_always_accepted(entangled: LoadedPair, l
         entangled.target_model,
         entangled.target,
         entangled.target_model.context(
-            {"context_tokens": 512, "threads": 1, "cache_type_k": "f16", "cache_type_v": "f16",
-             "flash_attention": "auto"}
+            {"context_tokens": 512, "threads": 1, "batch_threads": 1, "cache_type_k": "f16",
+             "cache_type_v": "f16", "flash_attention": "auto"}
         ),
     )  # fmt: skip
     prompt = prompt_of(twin, law, "tool-calls")

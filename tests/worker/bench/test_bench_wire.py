@@ -61,7 +61,7 @@ def conversation(
     """Return what a child says to two good requests among bad ones."""
     broken = tmp_path_factory.mktemp("broken") / "broken.gguf"
     broken.write_bytes(tiny_pair[0].read_bytes()[:5000])
-    settings = asdict(one_thread)
+    settings = asdict(one_thread.spelled_out())
     job = {
         "prompts": [{"digest": "d" * 64, "text": law.marker(5)}],
         "speculation": {
@@ -70,7 +70,13 @@ def conversation(
         "temperature": 0.0, "seed": 0, "generate_tokens": 6, "repeats": 1,
     }  # fmt: skip
     target, draft = map(str, tiny_pair)
-    load = {"do": "load", "target_path": target, "draft_path": draft, "settings": settings}
+    load = {
+        "do": "load",
+        "target_path": target,
+        "draft_path": draft,
+        "settings": settings,
+        "overrides": {},
+    }
     too_long = job | {"prompts": [{"digest": "e" * 64, "text": "x" * 4000}]}
     return serve(
         [

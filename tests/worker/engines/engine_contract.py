@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 from gguf import GGUFReader
+from tiny_mixture import EXPERTS, USED, write_mixture
 
 from farm.domain.decoding import AcceptRule, Sampling, Settings, Speculation, SpeculationKind
 from farm.domain.job import Arm, JobSpec, ModelRef
@@ -148,6 +149,80 @@ class EngineContract(ABC):
             assert drafted.accepted_per_position == expected.accepted_per_position
             assert drafted.parity is Parity.EXACT
             assert (plain.drafted, plain.accepted, plain.rounds) == (0, 0, 0)
+
+    @pytest.mark.parametrize("depth_tokens", [300, 700])
+    def test_at_a_depth_the_law_is_the_same_and_the_prompt_is_longer(
+        self,
+        load: Callable[..., Engine],
+        spec: JobSpec,
+        prompts: list[PreparedPrompt],
+        law: Law,
+        depth_tokens: int,
+    ) -> None:
+        """A pair's law asks for the last token alone. The filler, of 400 tokens, starts over."""
+        plain = of_arm(measured(load(spec), spec, prompts), Arm.BASELINE)
+        deep = replace(spec, settings=replace(spec.settings, depth_tokens=depth_tokens))
+        filled = [replace(prompt, depth_text="0123456789" * 40) for prompt in prompts]
+        samples = measured(load(deep), deep, filled)
+        for index, (before, text) in enumerate(zip(plain, TEXTS, strict=True)):
+            start = start_state(law, CATEGORY, text, index)
+            expected = law.greedy_rounds(start, TOKENS, spec.speculation.n_max)
+            for sample in (s for s in samples if s.prompt_digest == text):
+                assert sample.prompt_tokens == depth_tokens + before.prompt_tokens
+                assert sample.output_ids == law.greedy_walk(start, TOKENS)
+                if sample.arm is Arm.SPECULATIVE:
+                    counts = (sample.drafted, sample.accepted, sample.rounds)
+                    assert counts == (expected.drafted, expected.accepted, expected.target_passes)
+                    assert sample.parity is Parity.EXACT
+
+    def test_another_number_of_experts_says_other_things(
+        self,
+        load: Callable[..., Engine],
+        spec: JobSpec,
+        prompts: list[PreparedPrompt],
+        law: Law,
+        tmp_path: Path,
+    ) -> None:
+        path = write_mixture(tmp_path / "mixture.gguf", law)
+        mixture = replace(spec, target=ModelRef(str(path), "mixture", "mixture"))
+        said = {}
+        for experts in (None, 1, USED, EXPERTS):
+            job = replace(mixture, settings=replace(spec.settings, experts_used=experts))
+            samples = of_arm(measured(load(job), job, prompts), Arm.BASELINE)
+            said[experts] = [sample.output_ids for sample in samples]
+        assert said[None] == said[USED]
+        for index in range(len(prompts)):
+            assert len({said[experts][index] for experts in (1, USED, EXPERTS)}) == 3
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"numa": "distribute"},
+            {"batch_threads": 2},
+            {"draft_cache_type_k": "q8_0", "draft_cache_type_v": "q4_0"},
+            {"draft_device": "none"},
+        ],
+        ids=lambda changes: "-".join(changes),
+    )
+    def test_what_only_costs_or_saves_time_leaves_the_law_alone(
+        self,
+        load: Callable[..., Engine],
+        spec: JobSpec,
+        prompts: list[PreparedPrompt],
+        law: Law,
+        changes: dict[str, Any],
+    ) -> None:
+        job = replace(spec, settings=replace(spec.settings, **changes))
+        for sample in measured(load(job), job, prompts[:1]):
+            start = start_state(law, CATEGORY, TEXTS[0], 0)
+            assert sample.output_ids == law.greedy_walk(start, TOKENS)
+
+    def test_a_device_that_is_not_here_is_named_with_those_that_are(
+        self, load: Callable[..., Engine], spec: JobSpec
+    ) -> None:
+        with pytest.raises(BenchmarkError, match=r"no device CUDA7 .*there is .*none") as caught:
+            load(spec, settings=replace(spec.settings, draft_device="CUDA7"))
+        assert caught.value.kind == "unsupported"
 
     def test_decode_time_leaves_the_first_token_to_the_prompt(
         self, load: Callable[..., Engine], spec: JobSpec, prompts: list[PreparedPrompt]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ import psutil
 import pytest
 from engine_contract import CATEGORY, LIMIT_S, TEXTS, Load, measured, of_arm, servers, soon
 from gguf import GGUFReader
+from tiny_mixture import EXPERTS, write_mixture
 
 from farm.builds import tools
 from farm.builds.arguments import arguments
@@ -185,6 +187,37 @@ class TestProof:
         with pytest.raises(BenchmarkError, match="farm builds add") as caught:
             load(spec)
         assert caught.value.kind == "build-changed"
+
+
+class TestSettings:
+    def test_the_server_says_what_it_was_told(
+        self,
+        load: Load,
+        spec: JobSpec,
+        law: Law,
+        monkeypatch: pytest.MonkeyPatch,
+        tmp_path: Path,
+    ) -> None:
+        """Read back from its log, which tells of these only when it is asked for more."""
+        changed_arguments(monkeypatch, lambda said: [*said, "-lv", "4"])
+        mixture = write_mixture(tmp_path / "mixture.gguf", law)
+        settings = replace(
+            spec.settings,
+            batch_threads=2,
+            cache_type_k="q8_0",
+            draft_cache_type_k="f16",
+            draft_cache_type_v="q4_0",
+            draft_device="none",
+            experts_used=EXPERTS,
+        )
+        target = ModelRef(str(mixture), "mixture", "mixture")
+        load(replace(spec, target=target, settings=settings))
+        log = (tmp_path / "job-1-1.speculative.log").read_text()
+        assert "n_threads = 1 (n_threads_batch = 2)" in log
+        caches = re.findall(r"K \((\w+)\).*V \((\w+)\)", log)
+        assert caches == [("q8_0", "f16"), ("f16", "q4_0")]
+        # The draft is no mixture, so that the override does not reach it.
+        assert re.findall(r"n_expert_used += (\d+)", log) == [str(EXPERTS), "0"]
 
 
 class TestParity:
