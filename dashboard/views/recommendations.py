@@ -11,7 +11,7 @@ from dashboard import data, tables
 from dashboard.charts import acceptance_chart, speedup_chart
 from dashboard.notices import say_empty, usable_database
 from farm.report.axes import shared_axes
-from farm.report.grouping import Subject, by_subject, settings_text
+from farm.report.grouping import Subject, by_subject
 from farm.report.markdown import escape
 from farm.report.provenance import system_text
 from farm.report.serving import servings
@@ -23,6 +23,7 @@ from farm.report.wording import (
     calibration_sentence,
     pair_label,
     plain,
+    settings_text,
     temperature_label,
 )
 from farm.services.recommend import Recommendation

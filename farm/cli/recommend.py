@@ -63,18 +63,22 @@ def print_recommendations(found: Sequence[Recommendation]) -> None:
 def table_of(subject: Subject, left: Sequence[str], right: Sequence[str]) -> Table:
     """Return a subject's empty table: columns that read left, then figures."""
     setup = subject.setup
-    apart = subject.apart.removeprefix(setup.build).removeprefix(" · ")
+    settings = wording.settings_text(setup.settings, setup.generate_tokens)
+    said = (setup.build, settings)
+    apart = "".join(f" · {part}" for part in subject.apart.split(" · ") if part not in ("", *said))
     title = (
         f"{setup.machine} ({setup.hardware})\n{wording.pair_label(setup)}\n"
-        f"temperature {wording.temperature_label(setup.temperature)}, {setup.build}"
-        f"{f' · {apart}' if apart else ''}"
+        f"temperature {wording.temperature_label(setup.temperature)}, {setup.build}{apart}\n"
+        f"{settings}"
     )
+    captions = [CALIBRATION_NOTE] if setup.is_calibration else []
+    captions += [wording.LOSSY_NOTE] if setup.settings.lossy else []
     table = Table(
         title=escape(title),
         title_justify="left",
         title_style="bold",
         box=box.SIMPLE_HEAD,
-        caption=CALIBRATION_NOTE if setup.is_calibration else None,
+        caption="\n".join(captions) or None,
         caption_justify="left",
     )
     for column in left:

@@ -16,9 +16,11 @@ from farm.cli.session import (
     print_json,
 )
 from farm.cli.status import watch
+from farm.domain.job import JobSpec
 from farm.errors import UserError
 from farm.paths import resource
 from farm.queue.doorbell import ring_due
+from farm.report.wording import changed_settings
 from farm.services.forecast import Forecast, forecast
 from farm.services.plan import Plan
 from farm.services.submit import submit as store_plan
@@ -66,6 +68,7 @@ def submit(
             f"sweep {submission.sweep_id}: {submission.total} jobs, {submission.new} new, "
             f"{submission.existing} there already{again}"
         )
+        _say_left_out(plan)
     ring_due(database, session.celery())
     if watch_it:
         watch(session, submission.sweep_id)
@@ -77,6 +80,7 @@ def _show_plan(plan: Plan, estimate: Forecast, *, as_json: bool) -> None:
             {
                 "name": plan.name,
                 "jobs": [spec.to_payload() | {"key": spec.key} for spec in plan.jobs],
+                "left_out": plan.left_out,
                 "refused": [vars(refusal) for refusal in plan.refusals],
                 "estimate": vars(estimate),
             }
@@ -87,6 +91,7 @@ def _show_plan(plan: Plan, estimate: Forecast, *, as_json: bool) -> None:
         table.add_column(column)
     for column in ("K", "p_min", "temp.", "prompts", "tokens"):
         table.add_column(column, justify="right")
+    table.add_column("settings")
     for spec in plan.jobs[:SHOWN_JOBS]:
         table.add_row(
             spec.machine,
@@ -98,10 +103,12 @@ def _show_plan(plan: Plan, estimate: Forecast, *, as_json: bool) -> None:
             f"{spec.sampling.temperature:g}",
             str(len(spec.prompts) * spec.repeats),
             str(spec.generate_tokens),
+            ", ".join([*_n_min(spec), *changed_settings(spec.settings)]),
         )
     out.print(table)
     if len(plan.jobs) > SHOWN_JOBS:
         out.print(f"... and {len(plan.jobs) - SHOWN_JOBS} more; --json lists all.")
+    _say_left_out(plan)
     for line in estimate.lines():
         out.print(line)
     for refusal in plan.refusals:
@@ -109,3 +116,12 @@ def _show_plan(plan: Plan, estimate: Forecast, *, as_json: bool) -> None:
             f"[bold]can't run:[/] {refusal.target} + {refusal.draft}: {'; '.join(refusal.reasons)}"
         )
     out.print("Dry run: nothing was submitted.")
+
+
+def _n_min(spec: JobSpec) -> list[str]:
+    return [f"n_min {spec.speculation.n_min}"] if spec.speculation.n_min else []
+
+
+def _say_left_out(plan: Plan) -> None:
+    if plan.left_out:
+        out.print(f"cells left out because their n_min is above their K: {plan.left_out}")

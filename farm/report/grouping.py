@@ -5,11 +5,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
-from farm.domain.decoding import Settings
 from farm.report.provenance import told_apart
-from farm.report.wording import pair_label, plain, temperature_label
+from farm.report.wording import LOSSY, pair_label, plain, settings_text, temperature_label
 from farm.services.recommend import Recommendation, Setup
 
 
@@ -50,19 +49,6 @@ def by_subject(recommendations: Sequence[Recommendation]) -> list[Subject]:
     ]
 
 
-def settings_text(settings: Settings, generate_tokens: int) -> str:
-    """Return the settings that shaped the measurement; those left to the machine are not named."""
-    defaults = asdict(Settings())
-    changed = {
-        name: value
-        for name, value in asdict(settings).items()
-        if name != "context_tokens" and value is not None and value != defaults[name]
-    }
-    parts = [f"context {settings.context_tokens} tokens", f"{generate_tokens} tokens generated"]
-    parts += [f"{name.replace('_', ' ')} {value}" for name, value in changed.items()]
-    return ", ".join(parts)
-
-
 def _labels(subjects: Sequence[Subject]) -> list[str]:
     """Label subjects; what tells some of them apart joins only the labels that need it."""
     details: list[Detail] = [
@@ -89,6 +75,7 @@ def _shortly(setup: Setup) -> str:
     return (
         f"{plain(setup.machine)} · {pair_label(setup)} · "
         f"temperature {temperature_label(setup.temperature)}"
+        f"{f' · {LOSSY}' * bool(setup.settings.lossy)}"
     )
 
 

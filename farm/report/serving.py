@@ -7,10 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from farm.domain.decoding import AcceptRule, Settings, Speculation, SpeculationKind
-from farm.domain.engines import NGRAM_LOOKUP_TOKENS, NGRAM_MIN_HITS, NGRAM_MOD_LOOKUP_TOKENS
+from farm.domain.engines import (
+    EXPERTS_KEY,
+    NGRAM_LOOKUP_TOKENS,
+    NGRAM_MIN_HITS,
+    NGRAM_MOD_LOOKUP_TOKENS,
+)
 from farm.report.wording import plain
 from farm.science.recommendation import Verdict
-from farm.services.recommend import CALIBRATION_NOTE, Recommendation
+from farm.services.recommend import CALIBRATION_NOTE, Recommendation, Setup
 
 LOOKUP_NOTE = (
     "llama-server has no flag for the measured prompt lookup; --spec-type ngram-simple comes "
@@ -20,6 +25,10 @@ ACCEPT_NOTE = (
     "Measured with exact rejection sampling. llama-server accepts by matching the target's own "
     "sample, which gives another acceptance above temperature 0: measure 'accept: match' before "
     "relying on this speedup."
+)
+LOSSY_SERVING_NOTE = (
+    "The target's output is not that of the unmodified model: these settings change it, with "
+    "speculation or without."
 )
 EXAMPLE_NOTE = f"An example only: this is a {CALIBRATION_NOTE}."
 
@@ -71,7 +80,9 @@ def argument_lines(recommendation: Recommendation) -> list[list[str]] | None:
         if setup.draft is not None:
             arguments += ["-md", _file(setup.draft)]
         draft_arguments = ["--spec-type", kind.value, *_speculation_arguments(best.speculation)]
-    rest = _settings_arguments(setup.settings, speculates=bool(draft_arguments))
+    drafts = bool(draft_arguments) and SpeculationKind(setup.kind).takes_draft
+    has_draft = bool(draft_arguments) and setup.draft is not None
+    rest = _settings_arguments(setup, drafts=drafts, has_draft=has_draft)
     rest = ["-np", "1", "--temp", f"{setup.temperature:g}", *rest]
     return [arguments, draft_arguments, rest] if draft_arguments else [[*arguments, *rest]]
 
@@ -99,16 +110,24 @@ def _lines(arguments: list[list[str]]) -> str:
     return " \\\n  ".join(shlex.join(line) for line in arguments if line)
 
 
-def _settings_arguments(settings: Settings, *, speculates: bool) -> list[str]:
+def _settings_arguments(setup: Setup, *, drafts: bool, has_draft: bool) -> list[str]:
     """Return flags for what was set by hand; the context is the reader's choice."""
-    defaults = Settings()
+    settings, defaults = setup.settings, Settings()
+    cache_k, cache_v = settings.draft_cache_types
+    experts = f"{setup.architecture}.{EXPERTS_KEY}=int:{settings.experts_used}"
     flags = [
         ("-t", settings.threads, None),
+        ("-tb", settings.batch_threads, None),
+        ("--numa", settings.numa, defaults.numa),
         ("-ngl", settings.gpu_layers, None),
-        ("-ngld", settings.draft_gpu_layers if speculates else None, None),
+        ("-ngld", settings.draft_gpu_layers if has_draft else None, None),
+        ("-devd", settings.draft_device if has_draft else None, None),
         ("-ctk", settings.cache_type_k, defaults.cache_type_k),
         ("-ctv", settings.cache_type_v, defaults.cache_type_v),
+        ("-ctkd", cache_k if drafts else defaults.cache_type_k, defaults.cache_type_k),
+        ("-ctvd", cache_v if drafts else defaults.cache_type_v, defaults.cache_type_v),
         ("-fa", settings.flash_attention, defaults.flash_attention),
+        ("--override-kv", experts if settings.experts_used else None, None),
     ]
     return [
         part for flag, value, default in flags if value != default for part in (flag, str(value))
@@ -118,6 +137,8 @@ def _settings_arguments(settings: Settings, *, speculates: bool) -> list[str]:
 def _notes(recommendation: Recommendation) -> tuple[str, ...]:
     setup, best = recommendation.setup, recommendation.best
     notes = [EXAMPLE_NOTE] if setup.is_calibration else []
+    if setup.settings.lossy:
+        notes.append(LOSSY_SERVING_NOTE)
     if recommendation.verdict is Verdict.ON and best is not None:
         if best.speculation.kind is SpeculationKind.PROMPT_LOOKUP:
             notes.append(LOOKUP_NOTE)

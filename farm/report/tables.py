@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from farm.domain.measurement import Parity
-from farm.report.grouping import Subject, settings_text
+from farm.report.grouping import Subject
 from farm.report.provenance import build_text, system_text
 from farm.report.wording import (
     NOT_MEASURED,
@@ -18,6 +18,7 @@ from farm.report.wording import (
     pair_label,
     parity_text,
     percent_text,
+    settings_text,
     speedup_text,
     temperature_label,
     total_parity,

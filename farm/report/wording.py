@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 
-from farm.domain.decoding import Speculation, SpeculationKind
+from farm.domain.decoding import Settings, Speculation, SpeculationKind
 from farm.domain.measurement import Parity
 from farm.science.paired import MIN_PAIRS, Interval
 from farm.science.recommendation import Verdict
@@ -25,6 +26,31 @@ HOW_TO_READ = (
     "where the target's two best tokens are so close that rounding decides. Mismatch: they part "
     "for another reason; such a configuration is never recommended.",
 )
+
+LOSSY = "lossy"
+LOSSY_NOTE = (
+    "Lossy settings change what the target itself says, with and without speculation: a speedup "
+    "here is over a baseline that has them too, not over the unmodified target."
+)
+
+SETTINGS = {
+    "context_tokens": "context {} tokens",
+    "threads": "{} threads",
+    "gpu_layers": "{} GPU layers",
+    "draft_gpu_layers": "{} GPU layers of the draft",
+    "cache_type_k": "K cache {}",
+    "cache_type_v": "V cache {}",
+    "flash_attention": "flash attention {}",
+    "batch_threads": "{} batch threads",
+    "numa": "NUMA {}",
+    "draft_cache_type_k": "K cache of the draft {}",
+    "draft_cache_type_v": "V cache of the draft {}",
+    "draft_device": "draft on {}",
+    "experts_used": "{} experts used",
+    "depth_tokens": "depth {} tokens",
+    "concurrent_requests": "{} concurrent requests",
+}
+_ALL_LAYERS = -1
 
 
 def plain(text: str) -> str:
@@ -46,6 +72,30 @@ def pair_label(setup: Setup) -> str:
 def temperature_label(temperature: float) -> str:
     """Return a temperature as people write it: 0, 0.7."""
     return f"{temperature:g}"
+
+
+def changed_settings(settings: Settings) -> list[str]:
+    """Name every setting that is not llama.cpp's own or the farm's default, the lossy ones so."""
+    defaults = asdict(Settings())
+    return [
+        _setting(settings, name)
+        for name, value in asdict(settings).items()
+        if value not in (None, defaults[name])
+    ]
+
+
+def settings_text(settings: Settings, generate_tokens: int) -> str:
+    """Return the settings that shaped the measurement; those left to the machine are not named."""
+    context = _setting(settings, "context_tokens")
+    rest = [text for text in changed_settings(settings) if text != context]
+    return ", ".join([context, f"{generate_tokens} tokens generated", *rest])
+
+
+def _setting(settings: Settings, name: str) -> str:
+    value = getattr(settings, name)
+    is_all = name.endswith("gpu_layers") and value == _ALL_LAYERS
+    text = SETTINGS[name].format("all" if is_all else plain(str(value)))
+    return f"{text} ({LOSSY})" if name in settings.lossy else text
 
 
 def configuration(speculation: Speculation, temperature: float) -> str:
@@ -145,6 +195,8 @@ def advice_sentence(recommendations: Sequence[Recommendation]) -> str:
         verdicts.setdefault(text, []).append(recommendation.setup.category)
     details = "; ".join(f"{text}: {', '.join(names)}" for text, names in verdicts.items())
     details = f"{details[:1].upper()}{details[1:]}."
+    if any(item.setup.settings.lossy for item in recommendations):
+        details = f"{details} {LOSSY_NOTE}"
     if all(item.setup.is_calibration for item in recommendations):
         return f"Calibration, not advice. {details}"
     paying = sum(item.verdict is Verdict.ON for item in recommendations)

@@ -46,6 +46,7 @@ class Setup:
     generate_tokens: int
     target_digest: str = ""
     draft_digest: str | None = None
+    architecture: str = ""
     conditions: Conditions | None = None
     prompts: str = ""
     prompt_count: int = 0
@@ -82,8 +83,8 @@ class Recommendation:
     curve: tuple[CurvePoint, ...]
 
     def to_payload(self) -> dict[str, Any]:
-        """Return the recommendation as JSON types."""
-        return asdict(self)
+        """Return the recommendation as JSON types. lossy: which settings change the output."""
+        return asdict(self) | {"lossy": list(self.setup.settings.lossy)}
 
 
 def recommendations(
@@ -131,6 +132,7 @@ def _setup(sample: MeasuredSample, spec: JobSpec, conditions: Conditions | None)
         generate_tokens=spec.generate_tokens,
         target_digest=spec.target.digest,
         draft_digest=spec.draft.digest if spec.draft else None,
+        architecture=sample.architecture,
         conditions=conditions,
         prompts=spec.prompts_digest,
         prompt_count=len(spec.prompts),

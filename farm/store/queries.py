@@ -36,6 +36,7 @@ class MeasuredSample:
     target_name: str
     draft_name: str | None
     is_calibration: bool
+    architecture: str
     prompt_digest: str
     repeat: int
     arm: str
@@ -64,6 +65,7 @@ def measured_samples(
             target.name.label("target_name"),
             draft.name.label("draft_name"),
             target.is_calibration,
+            target.architecture,
             SampleRow.prompt_digest,
             SampleRow.repeat,
             SampleRow.arm,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from sample_farm import add_machine, claimed, measure, model, paired, queue_jobs, spec
 from sqlalchemy import Engine
 
+from farm.domain.decoding import Settings
 from farm.store import jobs
 from farm.store.database import writing
 
@@ -155,6 +157,20 @@ class TestRecommend:
         ran = run("recommend")
 
         assert ran.stdout.count("target + draft") == 2
+
+    def test_keeps_lossy_settings_apart_and_marks_them(self, run: Run, farm: Engine) -> None:
+        settings = Settings(cache_type_v="q8_0")
+        queue_jobs(farm, [spec(4), replace(spec(4), settings=settings)])
+        worker = add_machine(farm)
+        for speedup in (2.0, 3.0):
+            measure(farm, worker, paired((speedup,) * 6))
+
+        lossless, lossy = run("recommend").stdout.split("V cache q8_0 (lossy)")
+
+        assert "2.00x" in lossless
+        assert "3.00x" in lossy
+        assert "not over the unmodified target" in " ".join(lossy.split())
+        assert "lossy" not in lossless
 
     def test_keeps_brackets_in_names(self, run: Run, farm: Engine) -> None:
         queue_jobs(farm, [spec(target=model("target[bold]"))])

@@ -131,6 +131,16 @@ class TestDryRun:
         assert ran.stdout.endswith("Dry run: nothing was submitted.\n")
         assert contents(farm) == before
 
+    def test_counts_the_cells_that_it_leaves_out(self, run: Run, farm: Engine, sweep: Path) -> None:
+        sweep.write_text(f"{sweep.read_text()}n_min: [0, 4]\ncache_type_v: q8_0\n")
+
+        ran = run("submit", sweep, "--dry-run")
+
+        assert "first: 3 jobs" in ran.stdout
+        assert "cells left out because their n_min is above their K: 1" in ran.stdout
+        assert "n_min 4" in ran.stdout
+        assert "(lossy)" in ran.stdout
+
     def test_needs_no_farm_and_makes_none(self, run: Run, sweep: Path, farm_home: Path) -> None:
         assert run("submit", sweep, "--dry-run").code == 0
         assert not list(farm_home.glob("*.db*"))

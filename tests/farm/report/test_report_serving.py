@@ -5,7 +5,13 @@ import subprocess
 from collections.abc import Callable
 
 from farm.domain.decoding import AcceptRule, Settings, SpeculationKind
-from farm.report.serving import ACCEPT_NOTE, EXAMPLE_NOTE, LOOKUP_NOTE, servings
+from farm.report.serving import (
+    ACCEPT_NOTE,
+    EXAMPLE_NOTE,
+    LOOKUP_NOTE,
+    LOSSY_SERVING_NOTE,
+    servings,
+)
 from farm.science.recommendation import Verdict
 from farm.services.recommend import Recommendation
 
@@ -56,9 +62,38 @@ def test_names_from_files_are_quoted_for_the_shell(make: Make) -> None:
 def test_only_settings_set_by_hand_are_passed(make: Make) -> None:
     settings = Settings(threads=6, gpu_layers=99, draft_gpu_layers=0, cache_type_k="q8_0")
     (on,) = servings([make(settings=settings)])
-    assert arguments(on.command)[-8:] == ["-t", "6", "-ngl", "99", "-ngld", "0", "-ctk", "q8_0"]
+    assert arguments(on.command)[-10:] == shlex.split("-t 6 -ngl 99 -ngld 0 -ctk q8_0 -ctkd q8_0")
     (off,) = servings([make(verdict=Verdict.OFF, settings=settings)])
-    assert "-ngld" not in arguments(off.command)
+    assert not {"-ngld", "-ctkd"} & {*arguments(off.command)}
+
+
+def test_every_setting_that_shapes_a_server_is_in_its_command(make: Make) -> None:
+    settings = Settings(
+        batch_threads=8,
+        numa="distribute",
+        draft_cache_type_k="q8_0",
+        draft_cache_type_v="q4_0",
+        draft_device="CUDA1",
+        experts_used=4,
+        depth_tokens=4096,
+    )
+    (on,) = servings([make(settings=settings, architecture="qwen3moe")])
+    assert arguments(on.command)[-12:] == shlex.split(
+        "-tb 8 --numa distribute -devd CUDA1 -ctkd q8_0 -ctvd q4_0 "
+        "--override-kv qwen3moe.expert_used_count=int:4"
+    )
+    lookup = make(
+        kind=SpeculationKind.NGRAM_MOD, draft=None, settings=settings, architecture="qwen3moe"
+    )
+    (without_draft,) = servings([lookup])
+    assert not {"-devd", "-ctkd", "-ctvd"} & {*arguments(without_draft.command)}
+
+
+def test_a_lossy_setting_is_said_beside_its_command(make: Make) -> None:
+    (lossy,) = servings([make(settings=Settings(cache_type_v="q8_0"))])
+    (lossless,) = servings([make(settings=Settings(draft_cache_type_v="q8_0"))])
+    assert lossy.notes == (LOSSY_SERVING_NOTE,)
+    assert lossless.notes == ()
 
 
 def test_calibration_is_an_example_only(make: Make) -> None:
