@@ -16,6 +16,7 @@ from farm.domain.job import JobSpec
 from farm.domain.measurement import Sample
 from farm.errors import BenchmarkError, InfrastructureError, UserError
 from farm.gguf.calibration import calibration_prompt, is_calibration, law_of
+from farm.gguf.chat_template import ChatTemplate
 from farm.gguf.header import read_header
 from farm.store import jobs
 from farm.store.database import reading, writing
@@ -204,16 +205,20 @@ class Executor:
             )
             texts = {row.digest: row.text for row in rows}
         header = read_header(target)
-        law = law_of(header) if is_calibration(header) else None
+        asked = [texts[digest] for digest in spec.prompts]
+        if is_calibration(header):
+            law = law_of(header)
+            asked = [
+                calibration_prompt(law, spec.category, text, index)
+                for index, text in enumerate(asked)
+            ]
+        elif spec.is_chat:
+            template = ChatTemplate(header)
+            asked = [template.prompt(text) for text in asked]
+        depth_text = texts[spec.depth_text] if spec.depth_text else ""
         return [
-            PreparedPrompt(
-                digest,
-                texts[digest]
-                if law is None
-                else calibration_prompt(law, spec.category, texts[digest], index),
-                texts[spec.depth_text] if spec.depth_text else "",
-            )
-            for index, digest in enumerate(spec.prompts)
+            PreparedPrompt(digest, text, depth_text)
+            for digest, text in zip(spec.prompts, asked, strict=True)
         ]
 
     def _store(self, claim: jobs.Claim, sample: Sample) -> None:

@@ -86,7 +86,8 @@ class Settings:
     is the target's. draft_device: llama.cpp's name of it, as in `--list-devices`. experts_used:
     how many experts of a mixture each token is given, None as many as the model asks for.
     numa: llama.cpp's policy, on Linux alone. depth_tokens: tokens of other text in the context
-    before each prompt. concurrent_requests: how many a server works on at once.
+    before each prompt. concurrent_requests: how many a server works on at once. chat_template: on
+    where prompts are a user's messages, in the target's own form; else they are text to go on from.
     """
 
     context_tokens: int = 2048
@@ -104,6 +105,7 @@ class Settings:
     experts_used: int | None = None
     depth_tokens: int = 0
     concurrent_requests: int = 1
+    chat_template: str = "off"
 
     def spelled_out(self) -> Settings:
         """Return these settings with every one that follows another filled in from it."""

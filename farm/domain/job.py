@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from farm.domain.decoding import AcceptRule, Sampling, Settings, Speculation, SpeculationKind
+from farm.domain.prompt import PLAIN_TEXT
 
 
 class JobState(StrEnum):
@@ -97,6 +98,11 @@ class JobSpec:
             _chosen(self.settings),
         ]
         return hashlib.sha256(json.dumps(loaded, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def is_chat(self) -> bool:
+        """Say whether the prompts are put into the target's chat template."""
+        return self.settings.chat_template == "on" and self.category not in PLAIN_TEXT
 
     def to_payload(self) -> dict[str, Any]:
         """Return the spec as JSON types, as `from_payload` reads it."""

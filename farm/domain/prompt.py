@@ -20,6 +20,10 @@ class Category(StrEnum):
     MATH_REASONING = "math-reasoning"
 
 
+PLAIN_TEXT = frozenset({Category.CODE_COMPLETION.value})
+"""Text to go on from, which no chat template goes around: an editor sends it as it is."""
+
+
 @dataclass(frozen=True)
 class Prompt:
     """One prompt. `category` is a `Category` value or a user's own word."""

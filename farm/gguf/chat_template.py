@@ -40,33 +40,37 @@ def has_chat_template(header: Header) -> bool:
     return bool(header.text(METADATA_TEMPLATE))
 
 
-def chat_prompt(header: Header, text: str) -> str:
-    """Return `text` as a user's only message, up to where the model's answer begins.
+class ChatTemplate:
+    """A model's own template. Raises UserError where the file has none."""
 
-    Without the token that the tokenizer itself puts first. Raises UserError where the model has no
-    template or its template fails.
-    """
-    template = header.text(METADATA_TEMPLATE)
-    if not template:
-        raise UserError(
-            f"{header.path.name} has no chat template; leave 'chat_template' out of the sweep."
-        )
-    vocabulary = vocabulary_of(header)
-    bos, eos, adds_bos = "", "", False
-    if not isinstance(vocabulary, str):
-        words = list(vocabulary.tokens.values())
-        bos, eos = (
-            "" if token is None else str(words[token]) for token in (vocabulary.bos, vocabulary.eos)
-        )
-        adds_bos = vocabulary.add_bos
-    try:
-        prompt = render(template, text, bos, eos)
-    except TemplateError as error:
-        raise UserError(
-            f"The chat template of {header.path.name} fails ({error}); leave 'chat_template' out "
-            "of the sweep."
-        ) from None
-    return prompt.removeprefix(bos) if adds_bos else prompt
+    def __init__(self, header: Header) -> None:
+        template = header.text(METADATA_TEMPLATE)
+        if not template:
+            raise UserError(f"{header.path.name} has no chat template; set chat_template: off.")
+        self._template = template
+        self._file = header.path.name
+        self._bos = self._eos = ""
+        self._adds_bos = False
+        vocabulary = vocabulary_of(header)
+        if not isinstance(vocabulary, str):
+            words = vocabulary.tokens.values()
+            self._bos = "" if vocabulary.bos is None else str(words[vocabulary.bos])
+            self._eos = "" if vocabulary.eos is None else str(words[vocabulary.eos])
+            self._adds_bos = vocabulary.add_bos
+
+    def prompt(self, text: str) -> str:
+        """Return `text` as a user's only message, up to where the model's answer begins.
+
+        Without the token that the tokenizer itself puts first. Raises UserError where the template
+        fails.
+        """
+        try:
+            prompt = render(self._template, text, self._bos, self._eos)
+        except TemplateError as error:
+            raise UserError(
+                f"The chat template of {self._file} fails ({error}); set chat_template: off."
+            ) from None
+        return prompt.removeprefix(self._bos) if self._adds_bos else prompt
 
 
 def render(template: str, text: str, bos: str, eos: str) -> str:

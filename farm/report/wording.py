@@ -49,6 +49,7 @@ SETTINGS = {
     "experts_used": "{} experts used",
     "depth_tokens": "depth {} tokens",
     "concurrent_requests": "{} concurrent requests",
+    "chat_template": "chat template {}",
 }
 _ALL_LAYERS = -1
 

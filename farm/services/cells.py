@@ -10,8 +10,9 @@ from typing import Any
 from farm.domain.decoding import Settings, SpeculationKind
 from farm.domain.engines import EXPERTS_KEY, LLAMA_SERVER
 from farm.domain.hardware import MachineKind
-from farm.domain.prompt import Prompt, PromptSet
+from farm.domain.prompt import PLAIN_TEXT, Prompt, PromptSet
 from farm.errors import UserError
+from farm.gguf.chat_template import ChatTemplate, has_chat_template
 from farm.gguf.header import Header
 from farm.gguf.memory import CACHE_PADDING_TOKENS, head_sizes
 from farm.gguf.tensor_types import block_elements
@@ -44,6 +45,14 @@ def settings_of(
             raise UserError(f"{reason}. Nothing was submitted.")
         found[_for_pair(settings, kind, target, draft)] = None
     return list(found)
+
+
+def require_template(target: Header, prompts: Sequence[Prompt]) -> None:
+    """Raise UserError where the target's chat template can't be filled in with these prompts."""
+    template = ChatTemplate(target)
+    for prompt in prompts:
+        if prompt.category not in PLAIN_TEXT:
+            template.prompt(prompt.text)
 
 
 def require_room(
@@ -96,6 +105,8 @@ def _for_pair(
         plain["batch_threads"] = None
     if settings.experts_used == target.arch_number(EXPERTS_KEY):
         plain["experts_used"] = None
+    if settings.chat_template == "auto":
+        plain["chat_template"] = "on" if has_chat_template(target) else "off"
     return replace(settings, **plain)
 
 
@@ -111,6 +122,7 @@ def _why_not(
         _of_caches(settings, kind, target, draft),
         _of_experts(settings, sweep.engine, target, draft),
         _of_machines(settings, sweep),
+        _of_prompts(settings, target),
     )
     return next(reasons, None)
 
@@ -167,3 +179,8 @@ def _of_experts(
 def _of_machines(settings: Settings, sweep: SweepFile) -> Iterator[str]:
     if settings.numa != "off" and f"kind:{MachineKind.APPLE}" in sweep.machines:
         yield f"numa {settings.numa}: llama.cpp has NUMA policies on Linux only, not on kind:apple"
+
+
+def _of_prompts(settings: Settings, target: Header) -> Iterator[str]:
+    if settings.chat_template == "on" and not has_chat_template(target):
+        yield f"chat_template: {target.name} brings none; leave the key out, or set it to off"

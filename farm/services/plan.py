@@ -19,7 +19,7 @@ from farm.gguf.header import Header, read_header
 from farm.gguf.heads import misfits, most_drafted
 from farm.gguf.identity import digest_of
 from farm.gguf.memory import pair_need_bytes
-from farm.services.cells import depth_prompt, require_room, settings_of
+from farm.services.cells import depth_prompt, require_room, require_template, settings_of
 from farm.services.prompts import find_prompt_set
 from farm.services.sweepfile import INSTALLED, PairEntry, SweepFile, load_sweep
 
@@ -195,6 +195,8 @@ def _cells(
     # The deepest first, so that what is asked for is enough for all.
     for settings in sorted(found, key=lambda settings: -settings.depth_tokens):
         require_room(settings, sweep, everything, target.header)
+    if any(settings.chat_template == "on" for settings in found):
+        require_template(target.header, everything)
     for settings, temperature, seed, (
         category,
         members,

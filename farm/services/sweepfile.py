@@ -25,6 +25,7 @@ K_MAX = 128
 INSTALLED = "installed"
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 FlashAttention = Literal["auto", "on", "off"]
+ChatChoice = Literal["auto", "on", "off"]
 NumaPolicy = Literal["off", "distribute", "isolate", "numactl"]
 
 
@@ -139,6 +140,7 @@ class SweepFile(_Strict):
     draft_device: Many[Annotated[str, Field(pattern=r"^\S+$")]] | None = None
     experts_used: Many[Positive] | None = None
     depth_tokens: Many[Annotated[int, Field(ge=0)]] = [0]
+    chat_template: Many[Annotated[ChatChoice, BeforeValidator(_yaml_word)]] = ["auto"]
     engine: Literal["in-process", "llama-server"] = "in-process"
     build: str = INSTALLED
 

@@ -15,6 +15,7 @@ import psutil
 import pytest
 from small_farm import TWO_CATEGORIES, SmallFarm, tapped
 from sqlalchemy import select
+from tiny_mixture import write_mixture
 
 from farm.domain.job import Arm, JobSpec, JobState
 from farm.domain.measurement import Parity
@@ -115,6 +116,23 @@ def test_a_sweep_over_depths_is_measured_and_its_filler_is_no_content(
     assert flat.spec["depth_text"] is None
     assert [item.setup.category for item in found] == ["chat", "chat"]
     assert {item.setup.settings.depth_tokens for item in found} == {0, 512}
+
+
+def test_prompts_are_asked_in_the_targets_own_form(small_farm: SmallFarm, law: Law):
+    """A random model stands in for a chat model: how many tokens it reads tells the form."""
+    around = "{{ messages[0].content }}" + "!" * 40
+    write_mixture(small_farm.folder / "target.gguf", law, chat_template=around)
+    small_farm.submit(k=[2], categories=["chat"], more="chat_template: [auto, off]\n")
+
+    small_farm.executor().work_off()
+
+    chat, plain = small_farm.jobs()
+    assert chat.spec["settings"]["chat_template"] == "on"
+    for sample in small_farm.samples(job_id=chat.id):
+        (before,) = small_farm.samples(
+            job_id=plain.id, prompt_digest=sample.prompt_digest, arm=sample.arm
+        )
+        assert sample.prompt_tokens == before.prompt_tokens + 40
 
 
 def test_build_and_environment_are_recorded_with_each_attempt(small_farm: SmallFarm):

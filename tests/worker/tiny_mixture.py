@@ -17,7 +17,7 @@ USED = 2
 SHAPE = ModelShape(n_layer=2, n_embd=64, n_ff=96, n_head=2, n_head_kv=2, head_dim=32)
 
 
-def write_mixture(path: Path, law: Law, seed: int = 0) -> Path:
+def write_mixture(path: Path, law: Law, seed: int = 0, chat_template: str = "") -> Path:
     """Write a llama of EXPERTS experts, USED of them for each token.
 
     Each expert's output is as large as the residual stream, so that another number of experts
@@ -34,6 +34,8 @@ def write_mixture(path: Path, law: Law, seed: int = 0) -> Path:
     _add_shape(writer, SHAPE, law.vocab_size)
     writer.add_expert_count(EXPERTS)
     writer.add_expert_used_count(USED)
+    if chat_template:
+        writer.add_chat_template(chat_template)
     _add_vocabulary(writer, law, law.vocab_size)
     tensors = {
         "token_embd.weight": random(law.vocab_size, width) * np.sqrt(width),

@@ -47,6 +47,16 @@ class TestSpelledOut:
         assert said.spelled_out() == said
 
 
+@pytest.mark.parametrize(
+    ("chat_template", "category", "is_chat"),
+    [("on", "chat", True), ("on", "my own", True), ("on", "code-completion", False)]
+    + [("off", "chat", False)],
+)
+def test_code_to_complete_is_no_message(chat_template: str, category: str, is_chat: bool) -> None:
+    settings = Settings(chat_template=chat_template)
+    assert replace(spec(), settings=settings, category=category).is_chat is is_chat
+
+
 class TestLossy:
     @pytest.mark.parametrize(
         ("settings", "lossy"),

@@ -15,7 +15,12 @@ import pytest
 from farm.builds import tools
 from farm.builds.artefact import SERVER
 from farm.errors import UserError
-from farm.gguf.chat_template import METADATA_TEMPLATE, chat_prompt, has_chat_template, render
+from farm.gguf.chat_template import (
+    METADATA_TEMPLATE,
+    ChatTemplate,
+    has_chat_template,
+    render,
+)
 from farm.gguf.header import Header, read_header
 from farm.gguf.vocabulary import vocabulary_of
 
@@ -79,7 +84,7 @@ def test_is_filled_in_as_llama_server_does(
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_ends_where_the_answer_begins_and_has_no_token_twice(header: Header) -> None:
-    prompt = chat_prompt(header, TEXT)
+    prompt = ChatTemplate(header).prompt(TEXT)
     words = vocabulary_of(header)
     assert has_chat_template(header)
     assert TEXT in prompt
@@ -95,8 +100,8 @@ class TestRefusals:
         metadata = {k: v for k, v in header.metadata.items() if k != METADATA_TEMPLATE}
         plain = replace(header, metadata=metadata)
         assert not has_chat_template(plain)
-        with pytest.raises(UserError, match=r"qwen2\.gguf has no chat template; leave"):
-            chat_prompt(plain, TEXT)
+        with pytest.raises(UserError, match=r"qwen2\.gguf has no chat template; set"):
+            ChatTemplate(plain)
 
     @pytest.mark.parametrize(
         ("template", "reason"),
@@ -111,7 +116,7 @@ class TestRefusals:
     ) -> None:
         broken = replace(header, metadata={**header.metadata, METADATA_TEMPLATE: template})
         with pytest.raises(UserError, match=rf"qwen2\.gguf fails \(.*{reason}"):
-            chat_prompt(broken, TEXT)
+            ChatTemplate(broken).prompt(TEXT)
 
 
 def test_a_template_that_asks_for_the_date_gets_the_same_every_day() -> None:

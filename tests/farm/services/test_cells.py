@@ -12,9 +12,16 @@ from gguf import GGUFValueType
 from farm.domain.decoding import Settings, SpeculationKind
 from farm.domain.prompt import Prompt, PromptSet
 from farm.errors import UserError
+from farm.gguf.chat_template import METADATA_TEMPLATE
 from farm.gguf.header import Header, read_header
 from farm.gguf.header_parse import Array
-from farm.services.cells import DEPTH_CATEGORY, depth_prompt, require_room, settings_of
+from farm.services.cells import (
+    DEPTH_CATEGORY,
+    depth_prompt,
+    require_room,
+    require_template,
+    settings_of,
+)
 from farm.services.sweepfile import SweepFile
 
 DRAFT = SpeculationKind.DRAFT_SIMPLE
@@ -164,3 +171,40 @@ class TestDepthText:
         assert found.text.split() == ["text", "2", "text", "3"]
         everything = depth_prompt(whole, prompts).text
         assert [everything.count(prompt.text) for prompt in prompts] == [1, 1, 1, 1]
+
+
+class TestChatTemplate:
+    def with_template(self, header: Header, template: str) -> Header:
+        return replace(header, metadata={**header.metadata, METADATA_TEMPLATE: template})
+
+    @pytest.mark.parametrize(
+        ("brings_one", "asked", "found"),
+        [
+            (True, "auto", ["on"]),
+            (False, "auto", ["off"]),
+            (True, ["off", "on"], ["off", "on"]),
+            (True, ["auto", "on"], ["on"]),
+            (False, "off", ["off"]),
+        ],
+    )
+    def test_auto_is_what_the_target_brings(
+        self, headers: tuple[Header, Header], brings_one: bool, asked: Any, found: list[str]
+    ) -> None:
+        target, draft = headers
+        if brings_one:
+            target = self.with_template(target, "x")
+        cells = settings_of(sweep(chat_template=asked), DRAFT, target, draft)
+        assert [cell.chat_template for cell in cells] == found
+
+    def test_one_that_is_not_there_is_refused(self, headers: tuple[Header, Header]) -> None:
+        with pytest.raises(UserError, match=r"chat_template: .* brings none; leave"):
+            settings_of(sweep(chat_template="on"), DRAFT, *headers)
+
+    def test_one_that_fails_is_refused_before_anything_runs(
+        self, headers: tuple[Header, Header]
+    ) -> None:
+        broken = self.with_template(headers[0], "{{ raise_exception('tools only') }}")
+        code = Prompt("1", "code-completion", "def f(")
+        require_template(broken, [code])
+        with pytest.raises(UserError, match=r"tools only.*set chat_template: off"):
+            require_template(broken, [code, Prompt("2", "chat", "Hello")])
