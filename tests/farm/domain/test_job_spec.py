@@ -49,8 +49,12 @@ class TestSpelledOut:
 
 @pytest.mark.parametrize(
     ("chat_template", "category", "is_chat"),
-    [("on", "chat", True), ("on", "my own", True), ("on", "code-completion", False)]
-    + [("off", "chat", False)],
+    [
+        ("on", "chat", True),
+        ("on", "my own", True),
+        ("on", "code-completion", False),
+        ("off", "chat", False),
+    ],
 )
 def test_code_to_complete_is_no_message(chat_template: str, category: str, is_chat: bool) -> None:
     settings = Settings(chat_template=chat_template)
