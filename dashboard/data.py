@@ -13,8 +13,9 @@ from sqlalchemy.exc import ArgumentError
 
 from farm.errors import SpecfarmError
 from farm.paths import home
-from farm.services.recommend import Recommendation
+from farm.services.recommend import Recommendation, WhatIfCurve
 from farm.services.recommend import recommendations as recommend
+from farm.services.recommend import what_ifs as what_if_curves
 from farm.store.database import open_database, reading
 from farm.store.migrate import current, head
 from farm.store.queries import (
@@ -86,6 +87,13 @@ def recommendations(url: str) -> list[Recommendation]:
     """Return the advice for every setup with finished jobs."""
     with reading(engine(url)) as session:
         return recommend(session)
+
+
+@st.cache_data(ttl=RESULTS_SECONDS, show_spinner=False)
+def what_ifs(url: str) -> list[WhatIfCurve]:
+    """Return what made-up acceptances gave."""
+    with reading(engine(url)) as session:
+        return what_if_curves(session)
 
 
 @st.cache_data(ttl=LIVE_SECONDS, show_spinner=False)

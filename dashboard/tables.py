@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from farm.report.tables import ALL_USERS_HEADER
 from farm.report.wording import (
     configuration,
     headline_parity,
@@ -33,6 +34,7 @@ def curves(recommendations: Sequence[Recommendation]) -> pd.DataFrame:
             "Configuration": configuration(point.speculation, item.setup.temperature),
         }
         | _figures(point)
+        | _together(item, point)
         for item in recommendations
         for point in item.curve
     ]
@@ -72,3 +74,10 @@ def _figures(point: CurvePoint) -> dict[str, object]:
         "Parity": parity_text(point.parity),
         "Prompts": point.prompts,
     }
+
+
+def _together(recommendation: Recommendation, point: CurvePoint) -> dict[str, object]:
+    if recommendation.setup.settings.concurrent_requests == 1:
+        return {}
+    together = (point.server_baseline_tok_s, point.server_speculative_tok_s)
+    return dict(zip(ALL_USERS_HEADER, together, strict=True))

@@ -15,7 +15,8 @@ from farm.report.grouping import Subject, by_subject
 from farm.report.markdown import escape
 from farm.report.provenance import system_text
 from farm.report.serving import servings
-from farm.report.tables import reason_text
+from farm.report.tables import ALL_USERS_HEADER, reason_text
+from farm.report.what_if import WHAT_IF_HEADER, WHAT_IF_HEADING, WHAT_IF_NOTE, what_if_rows
 from farm.report.wording import (
     HOW_TO_READ,
     NOT_MEASURED,
@@ -26,7 +27,7 @@ from farm.report.wording import (
     settings_text,
     temperature_label,
 )
-from farm.services.recommend import Recommendation
+from farm.services.recommend import Recommendation, WhatIfCurve
 
 CHARTS_PER_ROW = 4
 
@@ -61,6 +62,12 @@ COLUMN_CONFIG = {
     "Speculative tok/s": st.column_config.NumberColumn(
         format="%.1f", width=130, help="Decode speed with speculation."
     ),
+    ALL_USERS_HEADER[0]: st.column_config.NumberColumn(
+        format="%.1f", help="Tokens per second of the whole server, prompts included."
+    ),
+    ALL_USERS_HEADER[1]: st.column_config.NumberColumn(
+        format="%.1f", help="The same with speculation."
+    ),
     "Parity": st.column_config.TextColumn(
         width=155, help="Outputs equal to the baseline's, of all compared at temperature 0."
     ),
@@ -73,7 +80,8 @@ def page() -> None:
     st.header("Recommendations")
     url = usable_database()
     everything = data.recommendations(url)
-    if not everything:
+    apart = data.what_ifs(url)
+    if not everything and not apart:
         say_empty(
             "Nothing measured yet",
             "The database is ready and no job has finished. Submit a sweep; results appear here "
@@ -81,6 +89,13 @@ def page() -> None:
             "farm submit sweep.yaml",
         )
         return
+    if everything:
+        _measured(everything)
+    if apart:
+        _what_ifs(apart)
+
+
+def _measured(everything: Sequence[Recommendation]) -> None:
     chosen = _filtered(everything)
     if not chosen:
         st.info("No result fits these filters. Remove one to see more.")
@@ -94,6 +109,12 @@ def page() -> None:
     with st.expander("How to read this"):
         st.markdown("\n".join(f"- {escape(line)}" for line in HOW_TO_READ))
     _curves(_chosen_subject(subjects))
+
+
+def _what_ifs(curves: Sequence[WhatIfCurve]) -> None:
+    st.markdown(f"#### {WHAT_IF_HEADING}")
+    st.caption(WHAT_IF_NOTE)
+    _show_table(pd.DataFrame(what_if_rows(curves), columns=list(WHAT_IF_HEADER)))
 
 
 def _filtered(everything: Sequence[Recommendation]) -> list[Recommendation]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from farm.builds.dialect import Dialect
-from farm.domain.decoding import Sampling, Settings, Speculation, SpeculationKind
+from farm.domain.decoding import Sampling, Settings, Speculation, SpeculationKind, WhatIf
 from farm.domain.engines import (
     LLAMA_SERVER,
     NGRAM_LOOKUP_TOKENS,
@@ -62,8 +62,10 @@ def arguments(
 def _context(dialect: Dialect, settings: Settings) -> list[str]:
     threads = _threads(settings.threads)
     batch_threads = _threads(settings.spelled_out().batch_threads)
+    # llama.cpp divides the whole context among its slots.
+    context_tokens = settings.context_tokens * settings.concurrent_requests
     return [
-        *("-c", str(settings.context_tokens), "-np", "1"),
+        *("-c", str(context_tokens), "-np", str(settings.concurrent_requests)),
         *("-b", str(LOGICAL_BATCH_TOKENS), "-ub", str(PHYSICAL_BATCH_TOKENS)),
         *("-t", threads, "-tb", batch_threads),
         *_layers(dialect, "-ngl", settings.gpu_layers),
@@ -134,6 +136,8 @@ def _serving(dialect: Dialect) -> list[str]:
         ("--slots",),
         ("--no-webui",),
         ("--offline",),
+        # One pool for all would let a long request take the context of its neighbours.
+        ("--no-kv-unified",),
     ]
     return [part for flag, *value in wanted if flag in dialect.options for part in (flag, *value)]
 
@@ -158,9 +162,20 @@ def _speculation(
     chosen = []
     if not (dialect.drafts_unasked and kind is SpeculationKind.DRAFT_SIMPLE):
         chosen = ["--spec-type", kind.value]
+    chosen += _what_if(dialect, speculation.what_if)
     if kind.takes_draft:
         return [*chosen, *_draft(dialect, speculation, settings, draft)]
     return [*chosen, *_ngram(dialect, speculation)]
+
+
+def _what_if(dialect: Dialect, what_if: WhatIf | None) -> list[str]:
+    if what_if is None:
+        return []
+    why = "it can't make up an acceptance"
+    if what_if.length is not None:
+        return [dialect.require(why, "--spec-synth-len"), str(what_if.length)]
+    rates = ",".join(str(rate) for rate in what_if.rates)
+    return [dialect.require(why, "--spec-synth-rates"), rates]
 
 
 def _draft(

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from farm.cli.session import JsonOption, open_session, out, print_json
+from farm.cli.what_if import print_what_ifs
 from farm.errors import UserError
 from farm.report import wording
 from farm.report.grouping import Subject, by_subject
@@ -19,6 +20,7 @@ from farm.services.recommend import (
     CurvePoint,
     Recommendation,
     recommendations,
+    what_ifs,
 )
 from farm.store.database import reading
 
@@ -34,13 +36,16 @@ def recommend(sweep: SweepOption = None, as_json: JsonOption = False) -> None:
         print_json([recommendation.to_payload() for recommendation in found])
         return
     print_recommendations(found)
+    print_what_ifs(sweep)
 
 
 def measured(sweep: int | None) -> list[Recommendation]:
-    """Return the recommendations of one sweep or all. Raises UserError where there is none."""
+    """Return the recommendations of one sweep or all. Raises UserError where there is neither one
+    nor a what-if."""
     with reading(open_session().database()) as session:
         found = recommendations(session, sweep)
-    if not found:
+        nothing = not found and not what_ifs(session, sweep)
+    if nothing:
         raise UserError(
             "Nothing is measured yet; submit a sweep with 'farm submit FILE' and look at 'farm "
             "status'."

@@ -11,6 +11,7 @@ import typer
 from farm.cli.recommend import SweepOption, measured
 from farm.cli.session import open_session, out
 from farm.report.bundle import write_report
+from farm.services.recommend import what_ifs
 from farm.store.database import reading
 from farm.store.queries import machine_summaries
 
@@ -25,11 +26,13 @@ def report(
     found = measured(sweep)
     with reading(open_session().database()) as session:
         machines = machine_summaries(session)
+        apart = what_ifs(session, sweep)
     for file in write_report(
         folder,
         found,
         title="specfarm report",
         generated_at=datetime.now().astimezone(),
         machines=machines,
+        what_ifs=apart,
     ):
         out.print(str(file))

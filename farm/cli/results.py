@@ -13,6 +13,7 @@ from rich.table import Table
 
 from farm.cli.recommend import FIGURES, SweepOption, figures_of, measured, table_of
 from farm.cli.session import JsonOption, open_session, out, print_json
+from farm.cli.what_if import print_what_ifs
 from farm.domain.provenance import flat
 from farm.report import wording
 from farm.report.grouping import by_subject
@@ -22,6 +23,7 @@ from farm.services.recommend import CurvePoint
 from farm.store.database import reading
 
 DETAILS = (*FIGURES, "tok/round", "tok/s", "plain", "job")
+ALL_USERS = ("all users", "all, plain")
 # A configuration may rest on any number of jobs; --json has all.
 MAX_JOBS = 3
 
@@ -40,13 +42,15 @@ def results(context: typer.Context, sweep: SweepOption = None, as_json: JsonOpti
         print_json([recommendation.to_payload() for recommendation in found])
         return
     for subject in by_subject(found):
-        table = table_of(subject, ["content", "configuration"], DETAILS)
+        several = subject.setup.settings.concurrent_requests > 1
+        table = table_of(subject, ["content", "configuration"], DETAILS + ALL_USERS * several)
         for recommendation in subject.recommendations:
             setup = recommendation.setup
             for point in recommendation.curve:
                 name = wording.configuration(point.speculation, setup.temperature)
-                table.add_row(setup.category, name, *_details(point))
+                table.add_row(setup.category, name, *_details(point), *_together(point))
         out.print(table)
+    print_what_ifs(sweep)
 
 
 @app.command()
@@ -124,6 +128,12 @@ def _details(point: CurvePoint) -> list[str]:
         wording.number_text(point.baseline_tok_s),
         ", ".join(map(str, point.jobs[:MAX_JOBS])) + more,
     ]
+
+
+def _together(point: CurvePoint) -> list[str]:
+    """Return the tokens per second of all users, nothing where there is but one."""
+    together = (point.server_speculative_tok_s, point.server_baseline_tok_s)
+    return [wording.number_text(speed) for speed in together if speed is not None]
 
 
 def _print(title: str, rows: Mapping[str, tuple[Any, ...]], heads: Sequence[str] = ("",)) -> None:

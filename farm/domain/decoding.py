@@ -56,14 +56,36 @@ class AcceptRule(StrEnum):
 
 
 @dataclass(frozen=True)
+class WhatIf:
+    """An acceptance that is made up, to see what it would be worth; the text is then not valid.
+
+    rates: for each of the K positions the share of rounds whose drafted tokens are accepted up to
+    there, so they never rise. length: mean tokens per round, the target's own included, with one
+    conditional rate at all positions. One of the two (llama.cpp: `--spec-synth-rates`, `-len`).
+    """
+
+    rates: tuple[float, ...] = ()
+    length: float | None = None
+
+    def __str__(self) -> str:
+        if self.length is not None:
+            return f"length {self.length:g}"
+        return f"rates {', '.join(f'{rate:g}' for rate in self.rates)}"
+
+
+@dataclass(frozen=True)
 class Speculation:
-    """One way to speculate: kind, K (`n_max`), and when to stop drafting early."""
+    """One way to speculate: kind, K (`n_max`), and when to stop drafting early.
+
+    what_if: None where the target decides what is accepted.
+    """
 
     kind: SpeculationKind
     n_max: int
     n_min: int = 0
     p_min: float = 0.0
     accept: AcceptRule = AcceptRule.EXACT
+    what_if: WhatIf | None = None
 
 
 @dataclass(frozen=True)
@@ -86,8 +108,9 @@ class Settings:
     is the target's. draft_device: llama.cpp's name of it, as in `--list-devices`. experts_used:
     how many experts of a mixture each token is given, None as many as the model asks for.
     numa: llama.cpp's policy, on Linux alone. depth_tokens: tokens of other text in the context
-    before each prompt. concurrent_requests: how many a server works on at once. chat_template: on
-    where prompts are a user's messages, in the target's own form; else they are text to go on from.
+    before each prompt. concurrent_requests: how many a server works on at once, each with
+    context_tokens of its own. chat_template: on where prompts are a user's messages, in the target's
+    own form; else they are text to go on from.
     """
 
     context_tokens: int = 2048

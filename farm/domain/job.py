@@ -8,7 +8,14 @@ from dataclasses import asdict, dataclass, fields, is_dataclass
 from enum import StrEnum
 from typing import Any
 
-from farm.domain.decoding import AcceptRule, Sampling, Settings, Speculation, SpeculationKind
+from farm.domain.decoding import (
+    AcceptRule,
+    Sampling,
+    Settings,
+    Speculation,
+    SpeculationKind,
+    WhatIf,
+)
 from farm.domain.prompt import PLAIN_TEXT
 
 
@@ -112,6 +119,7 @@ class JobSpec:
     def from_payload(cls, payload: dict[str, Any]) -> JobSpec:
         """Rebuild a spec from `to_payload`'s result."""
         speculation = payload["speculation"]
+        what_if = speculation.get("what_if")
         draft = payload["draft"]
         return cls(
             **payload
@@ -123,6 +131,7 @@ class JobSpec:
                     | {
                         "kind": SpeculationKind(speculation["kind"]),
                         "accept": AcceptRule(speculation["accept"]),
+                        "what_if": what_if and _what_if(what_if),
                     }
                 ),
                 "sampling": Sampling(**payload["sampling"]),
@@ -130,6 +139,10 @@ class JobSpec:
                 "prompts": tuple(payload["prompts"]),
             }
         )
+
+
+def _what_if(payload: dict[str, Any]) -> WhatIf:
+    return WhatIf(**payload | {"rates": tuple(payload["rates"])})
 
 
 def _chosen(value: Any) -> Any:

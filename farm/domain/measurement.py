@@ -11,13 +11,15 @@ from farm.domain.job import Arm
 class Parity(StrEnum):
     """How a speculative output compares with the baseline's at temperature 0.
 
-    Above temperature 0 two correct outputs differ, so the finding is NOT_COMPARED.
+    Above temperature 0 two correct outputs differ, so the finding is NOT_COMPARED. NOT_VALID is a
+    text under a made-up acceptance (`WhatIf`): the target's own it never is.
     """
 
     EXACT = "exact"
     NEAR_TIE = "near-tie"
     MISMATCH = "mismatch"
     NOT_COMPARED = "not-compared"
+    NOT_VALID = "not-valid"
 
 
 @dataclass(frozen=True)

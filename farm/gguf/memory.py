@@ -20,12 +20,17 @@ FIXED_BYTES = 64 * 1024 * 1024
 
 
 def memory_need_bytes(
-    header: Header, context_tokens: int, cache_type_k: str = "f16", cache_type_v: str = "f16"
+    header: Header,
+    context_tokens: int,
+    cache_type_k: str = "f16",
+    cache_type_v: str = "f16",
+    sequences: int = 1,
 ) -> int:
     """Return the bytes one loaded context needs: weights, key-value cache, compute buffers.
 
-    The cache counts every layer at full length, so sliding-window and recurrent layers come out
-    too high. The compute allowance is one batch of float32 logits and of the widest activations,
+    sequences: how many are decoded at once, each with context_tokens of its own. The cache counts
+    every layer at full length, so sliding-window and recurrent layers come out too high. The
+    compute allowance is one batch of float32 logits and of the widest activations,
     plus `FIXED_BYTES`; flash attention is assumed, without it long contexts need more.
     Raises: UserError for an unknown cache type or a header without a shape.
     """
@@ -37,17 +42,18 @@ def memory_need_bytes(
         )
     activations = 4 * width + 2 * (header.arch_number("feed_forward_length") or 4 * width)
     compute = BATCH_TOKENS * 4 * (vocab + activations)
-    cache = cache_bytes(header, context_tokens, cache_type_k, cache_type_v)
+    cache = sequences * cache_bytes(header, context_tokens, cache_type_k, cache_type_v)
     return header.tensor_bytes + cache + compute + FIXED_BYTES
 
 
 def pair_need_bytes(settings: Settings, target: Header, draft: Header | None) -> tuple[int, ...]:
     """Return what the target needs and, where there is one, the draft, each with its own cache."""
-    tokens = settings.context_tokens
-    need = memory_need_bytes(target, tokens, settings.cache_type_k, settings.cache_type_v)
+    tokens, sequences = settings.context_tokens, settings.concurrent_requests
+    types = settings.cache_type_k, settings.cache_type_v
+    need = memory_need_bytes(target, tokens, *types, sequences)
     if draft is None:
         return (need,)
-    return need, memory_need_bytes(draft, tokens, *settings.draft_cache_types)
+    return need, memory_need_bytes(draft, tokens, *settings.draft_cache_types, sequences)
 
 
 def head_sizes(header: Header) -> tuple[int, int]:

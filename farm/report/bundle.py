@@ -10,7 +10,7 @@ from typing import Any
 from farm.report.files import write_atomically
 from farm.report.html import write_html
 from farm.report.markdown import render
-from farm.services.recommend import Recommendation
+from farm.services.recommend import Recommendation, WhatIfCurve
 from farm.store.queries import MachineSummary
 
 
@@ -22,6 +22,7 @@ def write_report(
     generated_at: datetime,
     environment: Mapping[str, Any] | None = None,
     machines: Sequence[MachineSummary] = (),
+    what_ifs: Sequence[WhatIfCurve] = (),
 ) -> tuple[Path, Path]:
     """Write `report.md` and `report.html` into `folder` and return their paths."""
     text = render(
@@ -30,6 +31,7 @@ def write_report(
         generated_at=generated_at,
         environment=environment,
         machines=machines,
+        what_ifs=what_ifs,
     )
     return (
         write_atomically(folder / "report.md", text),
@@ -40,5 +42,6 @@ def write_report(
             generated_at=generated_at,
             environment=environment,
             machines=machines,
+            what_ifs=what_ifs,
         ),
     )

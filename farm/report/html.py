@@ -16,15 +16,16 @@ from farm.report.markdown import NOTHING_MEASURED
 from farm.report.serving import Serving, servings
 from farm.report.svg import k_curve
 from farm.report.tables import (
-    CURVE_HEADER,
     PARITY_HEADER,
     SUMMARY_HEADER,
+    curve_header,
     curve_rows,
     parity_rows,
     reason_text,
     subject_facts,
     summary_rows,
 )
+from farm.report.what_if import WHAT_IF_HEADER, WHAT_IF_HEADING, WHAT_IF_NOTE, what_if_rows
 from farm.report.wording import (
     HOW_TO_READ,
     advice_sentence,
@@ -33,7 +34,7 @@ from farm.report.wording import (
     speedup_text,
 )
 from farm.science.recommendation import Verdict
-from farm.services.recommend import CALIBRATION_NOTE, Recommendation
+from farm.services.recommend import CALIBRATION_NOTE, Recommendation, WhatIfCurve
 from farm.store.queries import MachineSummary
 
 STYLE = Path(__file__).with_name("style.css")
@@ -48,6 +49,7 @@ def write_html(
     generated_at: datetime,
     environment: Mapping[str, Any] | None = None,
     machines: Sequence[MachineSummary] = (),
+    what_ifs: Sequence[WhatIfCurve] = (),
 ) -> Path:
     """Write the page to `path` in one step, so that a reader never meets half of it."""
     page = render_html(
@@ -56,6 +58,7 @@ def write_html(
         generated_at=generated_at,
         environment=environment,
         machines=machines,
+        what_ifs=what_ifs,
     )
     return write_atomically(path, page)
 
@@ -67,6 +70,7 @@ def render_html(
     generated_at: datetime,
     environment: Mapping[str, Any] | None = None,
     machines: Sequence[MachineSummary] = (),
+    what_ifs: Sequence[WhatIfCurve] = (),
 ) -> str:
     """Return the page's text; arguments as in `farm.report.markdown.render`."""
     parts = [
@@ -76,9 +80,12 @@ def render_html(
     note = calibration_sentence(recommendations)
     if note:
         parts.append(f'<p class="note"><strong>Calibration.</strong> {escape(note)}</p>')
-    if not recommendations:
+    if not recommendations and not what_ifs:
         parts.append(f"<p>{NOTHING_MEASURED}</p>")
     parts += [_subject(subject) for subject in by_subject(recommendations)]
+    if what_ifs:
+        parts.append(f"<h2>{WHAT_IF_HEADING}</h2><p>{WHAT_IF_NOTE}</p>")
+        parts.append(_table(WHAT_IF_HEADER, what_if_rows(what_ifs)))
     reading = "".join(f"<li>{escape(line)}</li>" for line in HOW_TO_READ)
     parts.append(f"<h2>How to read this</h2><ul>{reading}</ul>")
     if machines:
@@ -138,7 +145,8 @@ def _subject(subject: Subject) -> str:
     parts.append("<h3>Parity</h3>")
     parts.append(_table(PARITY_HEADER, parity_rows(members)))
     details = "".join(
-        f"<h4>{escape(member.setup.category)}</h4>{_table(CURVE_HEADER, curve_rows(member))}"
+        f"<h4>{escape(member.setup.category)}</h4>"
+        f"{_table(curve_header(member), curve_rows(member))}"
         for member in members
     )
     parts.append(f"<details><summary>Every configuration measured</summary>{details}</details>")

@@ -11,15 +11,16 @@ from farm.report.facts import fact_rows, machine_facts
 from farm.report.grouping import Subject, by_subject
 from farm.report.serving import Serving, servings
 from farm.report.tables import (
-    CURVE_HEADER,
     PARITY_HEADER,
     SUMMARY_HEADER,
+    curve_header,
     curve_rows,
     parity_rows,
     reason_text,
     subject_facts,
     summary_rows,
 )
+from farm.report.what_if import WHAT_IF_HEADER, WHAT_IF_HEADING, WHAT_IF_NOTE, what_if_rows
 from farm.report.wording import (
     HOW_TO_READ,
     advice_sentence,
@@ -27,7 +28,7 @@ from farm.report.wording import (
     labelled_verdict,
     plain,
 )
-from farm.services.recommend import Recommendation
+from farm.services.recommend import Recommendation, WhatIfCurve
 from farm.store.queries import MachineSummary
 
 NOTHING_MEASURED = "No job has finished yet, so there is nothing to report."
@@ -40,6 +41,7 @@ def render(
     generated_at: datetime,
     environment: Mapping[str, Any] | None = None,
     machines: Sequence[MachineSummary] = (),
+    what_ifs: Sequence[WhatIfCurve] = (),
 ) -> str:
     """Return the whole report as Markdown text.
 
@@ -50,10 +52,13 @@ def render(
     note = calibration_sentence(recommendations)
     if note:
         parts.append(f"> **Calibration.** {note}")
-    if not recommendations:
+    if not recommendations and not what_ifs:
         parts.append(NOTHING_MEASURED)
     for subject in by_subject(recommendations):
         parts += _subject(subject)
+    if what_ifs:
+        parts += [f"## {WHAT_IF_HEADING}", WHAT_IF_NOTE]
+        parts.append(_table(WHAT_IF_HEADER, what_if_rows(what_ifs)))
     parts += ["## How to read this", _list(HOW_TO_READ)]
     if machines:
         parts.append("## Machines")
@@ -88,7 +93,7 @@ def _subject(subject: Subject) -> list[str]:
         parts += [
             f"**{escape(member.setup.category)}**: {escape(labelled_verdict(member))} "
             f"({escape(reason_text(member))})",
-            _table(CURVE_HEADER, curve_rows(member)),
+            _table(curve_header(member), curve_rows(member)),
         ]
     return [*parts, "### Parity", _table(PARITY_HEADER, parity_rows(members))]
 

@@ -83,7 +83,12 @@ def argument_lines(recommendation: Recommendation) -> list[list[str]] | None:
     drafts = bool(draft_arguments) and SpeculationKind(setup.kind).takes_draft
     has_draft = bool(draft_arguments) and setup.draft is not None
     rest = _settings_arguments(setup, drafts=drafts, has_draft=has_draft)
-    rest = ["-np", "1", "--temp", f"{setup.temperature:g}", *rest]
+    at_once = setup.settings.concurrent_requests
+    slots = ["-np", str(at_once)]
+    if at_once > 1:
+        # llama.cpp divides the context among its slots.
+        slots += ["-c", str(at_once * setup.settings.context_tokens)]
+    rest = [*slots, "--temp", f"{setup.temperature:g}", *rest]
     return [arguments, draft_arguments, rest] if draft_arguments else [[*arguments, *rest]]
 
 

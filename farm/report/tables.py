@@ -34,6 +34,7 @@ CURVE_HEADER = (
     "Configuration", "Standing", "Speedup", "95 % interval", "Acceptance", "Tokens/round",
     "Baseline tok/s", "Speculative tok/s", "Parity", "Prompts",
 )  # fmt: skip
+ALL_USERS_HEADER = ("All users: baseline tok/s", "All users: speculative tok/s")
 PARITY_HEADER = ("Content", "Finding", "Exact", "Near-tie", "Mismatch", "Not compared")
 
 
@@ -60,11 +61,19 @@ def summary_rows(recommendations: Sequence[Recommendation]) -> list[tuple[str, .
     ]
 
 
+def curve_header(recommendation: Recommendation) -> tuple[str, ...]:
+    """Return the header of `curve_rows`; several users at once have a total."""
+    several = recommendation.setup.settings.concurrent_requests > 1
+    return CURVE_HEADER + ALL_USERS_HEADER * several
+
+
 def curve_rows(recommendation: Recommendation) -> list[tuple[str, ...]]:
     """Return one row per configuration tried."""
     as_good = {point.speculation for point in recommendation.as_good}
     rows: list[tuple[str, ...]] = []
+    several = recommendation.setup.settings.concurrent_requests > 1
     for point in recommendation.curve:
+        together = point.server_baseline_tok_s, point.server_speculative_tok_s
         standing = "as good" if point.speculation in as_good else ""
         if point == recommendation.best:
             standing = "closest" if recommendation.verdict is Verdict.OFF else "best"
@@ -82,6 +91,7 @@ def curve_rows(recommendation: Recommendation) -> list[tuple[str, ...]]:
                 number_text(point.speculative_tok_s),
                 parity_text(point.parity),
                 str(point.prompts),
+                *(tuple(map(number_text, together)) * several),
             )
         )
     return rows

@@ -21,6 +21,9 @@ HOW_TO_READ = (
     "the best K of a curve keeps the promised 95 %.",
     "A K is recommended where its whole interval lies above 1; speculation is off where "
     "no interval clears 1, since a gain that is not proven is not worth a second model in memory.",
+    "With several requests at once the speeds are what one user sees, among its neighbours all the "
+    "time, and the speedup compares those. All users: their number times the tokens of a request, "
+    "over the time that one takes with its prompt.",
     f"Under {MIN_PAIRS} prompts there is no interval and no advice.",
     "Parity compares the outputs at temperature 0. Exact: the same tokens. Near-tie: they part "
     "where the target's two best tokens are so close that rounding decides. Mismatch: they part "
@@ -65,9 +68,12 @@ def model_label(name: str) -> str:
 
 
 def pair_label(setup: Setup) -> str:
-    """Name what was measured: target and draft, or the draftless kind; calibration says so."""
+    """Name what was measured: target and draft, or the draftless kind, and how many requests at
+    once; calibration says so."""
     proposer = f" + {model_label(setup.draft)}" if setup.draft else f", {setup.kind}"
-    return f"{model_label(setup.target)}{proposer}{' (calibration)' * setup.is_calibration}"
+    at_once = setup.settings.concurrent_requests
+    load = f", {at_once} at once" if at_once > 1 else ""
+    return f"{model_label(setup.target)}{proposer}{load}{' (calibration)' * setup.is_calibration}"
 
 
 def temperature_label(temperature: float) -> str:
@@ -106,6 +112,8 @@ def configuration(speculation: Speculation, temperature: float) -> str:
         parts.append(f"p_min {speculation.p_min:g}")
     if speculation.n_min:
         parts.append(f"n_min {speculation.n_min}")
+    if speculation.what_if is not None:
+        parts.append(f"what if {speculation.what_if}")
     if temperature > 0 and speculation.kind is SpeculationKind.DRAFT_SIMPLE:
         parts.append(f"accept {speculation.accept.value}")
     return ", ".join(parts)
@@ -161,6 +169,8 @@ def number_text(value: float | None, digits: int = 1) -> str:
 
 def parity_text(parity: dict[str, int]) -> str:
     """Return the findings over all compared outputs: "exact 22/24, near-tie 2"."""
+    if Parity.NOT_VALID in parity:
+        return "not valid"
     compared = sum(count for name, count in parity.items() if name != Parity.NOT_COMPARED)
     if not compared:
         return "not compared" if parity else NOT_MEASURED

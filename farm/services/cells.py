@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from farm.domain.decoding import Settings, SpeculationKind
-from farm.domain.engines import EXPERTS_KEY, LLAMA_SERVER
+from farm.domain.engines import EXPERTS_KEY, LLAMA_SERVER, why_not_at_once
 from farm.domain.hardware import MachineKind
 from farm.domain.prompt import PLAIN_TEXT, Prompt, PromptSet
 from farm.errors import UserError
@@ -123,8 +123,14 @@ def _why_not(
         _of_experts(settings, sweep.engine, target, draft),
         _of_machines(settings, sweep),
         _of_prompts(settings, target),
+        _of_load(settings, sweep.engine),
     )
     return next(reasons, None)
+
+
+def _of_load(settings: Settings, engine: str) -> Iterator[str]:
+    if reason := why_not_at_once(engine, settings.concurrent_requests):
+        yield f"concurrent_requests = {settings.concurrent_requests}: {reason}"
 
 
 def _of_caches(

@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 from farm.builds.tools import newest
-from farm.domain.decoding import AcceptRule, Sampling, Speculation, SpeculationKind
+from farm.domain.decoding import AcceptRule, Sampling, Speculation, SpeculationKind, WhatIf
 from farm.domain.engines import LLAMA_SERVER, why_not
 from farm.domain.job import JobSpec, ModelRef
 from farm.domain.prompt import Prompt, PromptSet
@@ -200,7 +200,7 @@ def _cells(
     for settings, temperature, seed, (
         category,
         members,
-    ), p_min, n_min, accept, n_max, machine in itertools.product(
+    ), p_min, n_min, accept, what_if, n_max, machine in itertools.product(
         found,
         sweep.temperatures,
         sweep.seeds,
@@ -208,10 +208,11 @@ def _cells(
         sweep.p_min,
         sweep.n_min,
         sweep.accept_rules,
+        sweep.what_ifs,
         sweep.k,
         sweep.machines,
     ):
-        speculation = _speculation(sweep, kind, n_max, n_min, p_min, accept, temperature)
+        speculation = _speculation(sweep, kind, n_max, n_min, p_min, accept, what_if, temperature)
         yield JobSpec(
             machine=machine,
             engine=sweep.engine,
@@ -237,6 +238,7 @@ def _speculation(
     n_min: int,
     p_min: float,
     accept: AcceptRule,
+    what_if: WhatIf | None,
     temperature: float,
 ) -> Speculation:
     speculation = Speculation(
@@ -246,6 +248,7 @@ def _speculation(
         p_min=float(p_min) if kind.takes_draft else 0.0,
         # At temperature 0 both rules are one comparison, and no seed is used.
         accept=accept if temperature > 0 else AcceptRule.EXACT,
+        what_if=what_if,
     )
     if reason := why_not(sweep.engine, speculation, temperature):
         raise UserError(f"kind {kind}, K = {n_max}: {reason}. Nothing was submitted.")

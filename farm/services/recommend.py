@@ -28,7 +28,8 @@ class Setup:
     """What is held fixed within one recommendation: samples of different setups never mix.
 
     Models count by digest: files of equal names in two folders are two models. conditions: None for
-    what was measured before they were recorded. prompts: digest of which prompts.
+    what was measured before they were recorded. prompts: digest of which prompts. made_up: the
+    acceptance was (`Speculation.what_if`).
     """
 
     machine: str
@@ -50,6 +51,7 @@ class Setup:
     conditions: Conditions | None = None
     prompts: str = ""
     prompt_count: int = 0
+    made_up: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ class CurvePoint:
     """One configuration measured under a setup, by the jobs of these ids.
 
     speedup: simultaneous 95 % interval, None under 3 prompts. Rates are totals over the samples;
-    None where nothing was drafted or decoded, or the engine does not report it.
+    None where nothing was drafted or decoded, or the engine does not report it. *_tok_s is what one
+    user sees; server_*_tok_s is all users' together, None where there is but one.
     """
 
     speculation: Speculation
@@ -69,6 +72,17 @@ class CurvePoint:
     tokens_per_round: float | None
     parity: dict[str, int]
     jobs: tuple[int, ...] = ()
+    server_baseline_tok_s: float | None = None
+    server_speculative_tok_s: float | None = None
+
+
+@dataclass(frozen=True)
+class WhatIfCurve:
+    """What made-up acceptances are worth under one setup: the speeds are real, the texts are not
+    the target's, and no advice rests on it."""
+
+    setup: Setup
+    curve: tuple[CurvePoint, ...]
 
 
 @dataclass(frozen=True)
@@ -92,6 +106,19 @@ def recommendations(
 ) -> list[Recommendation]:
     """Return a recommendation for every setup with finished jobs, in report order; from one sweep's
     samples or one job's when asked."""
+    judged = _judged(session, sweep_id, job_id)
+    return [found for found in judged if not found.setup.made_up]
+
+
+def what_ifs(
+    session: Session, sweep_id: int | None = None, job_id: int | None = None
+) -> list[WhatIfCurve]:
+    """Return what made-up acceptances gave, for every setup that has such, in report order."""
+    judged = _judged(session, sweep_id, job_id)
+    return [WhatIfCurve(found.setup, found.curve) for found in judged if found.setup.made_up]
+
+
+def _judged(session: Session, sweep_id: int | None, job_id: int | None) -> list[Recommendation]:
     samples, specs = measured_samples(session, sweep_id, job_id)
     conditions = job_conditions(session, list(specs))
     by_job: dict[int, list[MeasuredSample]] = defaultdict(list)
@@ -136,14 +163,17 @@ def _setup(sample: MeasuredSample, spec: JobSpec, conditions: Conditions | None)
         conditions=conditions,
         prompts=spec.prompts_digest,
         prompt_count=len(spec.prompts),
+        made_up=spec.speculation.what_if is not None,
     )
 
 
 def _recommend(setup: Setup, cells: dict[Speculation, list[MeasuredSample]]) -> Recommendation:
-    speculations = sorted(cells, key=lambda spec: (spec.n_max, spec.p_min, spec.accept.value))
+    speculations = sorted(
+        cells, key=lambda spec: (spec.n_max, spec.p_min, spec.accept.value, str(spec.what_if))
+    )
     advice = advise([_candidate(cells[speculation]) for speculation in speculations])
     curve = tuple(
-        _point(speculation, cells[speculation], interval)
+        _point(speculation, cells[speculation], interval, setup.settings.concurrent_requests)
         for speculation, interval in zip(speculations, advice.speedups, strict=True)
     )
     return Recommendation(
@@ -182,7 +212,10 @@ def _log_speedups(samples: Sequence[MeasuredSample]) -> dict[str, float]:
 
 
 def _point(
-    speculation: Speculation, samples: Sequence[MeasuredSample], speedup: Interval | None
+    speculation: Speculation,
+    samples: Sequence[MeasuredSample],
+    speedup: Interval | None,
+    at_once: int,
 ) -> CurvePoint:
     arms = {arm: [sample for sample in samples if sample.arm == arm] for arm in Arm}
     speculative = arms[Arm.SPECULATIVE]
@@ -199,6 +232,8 @@ def _point(
         tokens_per_round=1 + accepted / rounds if rounds and accepted is not None else None,
         parity=dict(Counter(sample.parity for sample in speculative)),
         jobs=tuple(sorted({sample.job_id for sample in samples})),
+        server_baseline_tok_s=_server_tok_s(arms[Arm.BASELINE], at_once),
+        server_speculative_tok_s=_server_tok_s(speculative, at_once),
     )
 
 
@@ -212,3 +247,12 @@ def _tok_s(samples: Sequence[MeasuredSample]) -> float | None:
     decode_ms = math.fsum(sample.decode_ms for sample in samples)
     tokens = sum(max(sample.generated_tokens - 1, 0) for sample in samples)
     return tokens / decode_ms * 1000 if decode_ms > 0 else None
+
+
+def _server_tok_s(samples: Sequence[MeasuredSample], at_once: int) -> float | None:
+    """Return the tokens per second of all users together, by Little's law: with so many requests
+    in flight all the time, throughput is their number over the mean time that one takes."""
+    taken_ms = math.fsum(sample.prompt_ms + sample.decode_ms for sample in samples)
+    if at_once == 1 or taken_ms <= 0:
+        return None
+    return at_once * sum(sample.generated_tokens for sample in samples) / taken_ms * 1000

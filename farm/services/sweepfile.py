@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -17,11 +18,12 @@ from pydantic import (
     model_validator,
 )
 
-from farm.domain.decoding import AcceptRule, SpeculationKind
+from farm.domain.decoding import AcceptRule, SpeculationKind, WhatIf
 from farm.domain.engines import LLAMA_SERVER
 from farm.errors import UserError
 
 K_MAX = 128
+AT_ONCE_MAX = 64
 INSTALLED = "installed"
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 FlashAttention = Literal["auto", "on", "off"]
@@ -100,6 +102,29 @@ class PairEntry(_Strict):
         return self
 
 
+class WhatIfEntry(_Strict):
+    """A made-up acceptance: one rate for each position, or the mean tokens per round."""
+
+    rates: Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=1)] | None = None
+    length: Annotated[float, Field(ge=1, le=K_MAX + 1)] | None = None
+
+    @model_validator(mode="after")
+    def _one_that_can_be(self) -> WhatIfEntry:
+        if (self.rates is None) == (self.length is None):
+            raise ValueError("a what_if has either rates or a length")
+        rates = self.rates or []
+        if any(later > earlier for earlier, later in itertools.pairwise(rates)):
+            raise ValueError(
+                f"rates are shares of all rounds, so that they never rise, and {rates} does"
+            )
+        return self
+
+    @property
+    def value(self) -> WhatIf:
+        """Return it as the domain has it."""
+        return WhatIf(tuple(self.rates or ()), self.length)
+
+
 class PromptChoice(_Strict):
     """Which prompts: a set, some of its categories, the first few of each."""
 
@@ -121,6 +146,7 @@ class SweepFile(_Strict):
     p_min: Many[Annotated[float, Field(ge=0, le=1)]] = [0.0]
     n_min: Many[Annotated[int, Field(ge=0, le=K_MAX)]] = [0]
     accept: Many[Literal["exact", "match"]] | None = None
+    what_if: Many[WhatIfEntry] | None = None
     temperatures: Many[Annotated[float, Field(ge=0, le=5)]] = [0.0]
     seeds: Many[Annotated[int, Field(ge=0)]] = [0]
     prompts: PromptChoice = PromptChoice()
@@ -141,6 +167,7 @@ class SweepFile(_Strict):
     experts_used: Many[Positive] | None = None
     depth_tokens: Many[Annotated[int, Field(ge=0)]] = [0]
     chat_template: Many[Annotated[ChatChoice, BeforeValidator(_yaml_word)]] = ["auto"]
+    concurrent_requests: Many[Annotated[int, Field(ge=1, le=AT_ONCE_MAX)]] = [1]
     engine: Literal["in-process", "llama-server"] = "in-process"
     build: str = INSTALLED
 
@@ -172,6 +199,11 @@ class SweepFile(_Strict):
         if self.accept is None:
             return [AcceptRule.MATCH if self.engine == LLAMA_SERVER else AcceptRule.EXACT]
         return [AcceptRule(rule) for rule in self.accept]
+
+    @property
+    def what_ifs(self) -> list[WhatIf | None]:
+        """Return the acceptances to make up; None alone is the real one."""
+        return [None] if self.what_if is None else [entry.value for entry in self.what_if]
 
 
 def load_sweep(path: Path) -> tuple[SweepFile, str]:
@@ -241,7 +273,11 @@ def _describe(path: Path, root: yaml.Node, problem: Any) -> str:
 
 
 def _model_at(steps: Sequence[Any]) -> type[BaseModel]:
-    nested: dict[Any, type[BaseModel]] = {"pairs": PairEntry, "prompts": PromptChoice}
+    nested: dict[Any, type[BaseModel]] = {
+        "pairs": PairEntry,
+        "prompts": PromptChoice,
+        "what_if": WhatIfEntry,
+    }
     return nested.get(steps[0], SweepFile) if steps else SweepFile
 
 

@@ -251,7 +251,12 @@ def job_keys_present(session: Session, keys: Sequence[str]) -> set[str]:
 
 
 def decode_speeds(session: Session, target_digests: Sequence[str]) -> dict[str, float]:
-    """Return the baseline decode speed measured so far, in tok/s, by target digest."""
+    """Return the baseline decode speed of one user measured so far, in tok/s, by target digest.
+
+    What had neighbours is left out, and so is whatever belongs to a what-if.
+    """
+    at_once = JobRow.spec[("settings", "concurrent_requests")].as_integer()
+    what_if = JobRow.spec[("speculation", "what_if")].as_string()
     rows = session.execute(
         select(
             JobRow.target_digest,
@@ -264,6 +269,8 @@ def decode_speeds(session: Session, target_digests: Sequence[str]) -> dict[str, 
             JobRow.target_digest.in_(target_digests),
             SampleRow.arm == "baseline",
             SampleRow.generated_tokens > 1,
+            func.coalesce(at_once, 1) == 1,
+            what_if.is_(None),
         )
         .group_by(JobRow.target_digest)
     )

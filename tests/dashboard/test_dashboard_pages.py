@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,12 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from dashboard.launch import APP
+from farm.domain.decoding import WhatIf
 from farm.report.wording import labelled_verdict, pair_label
 from farm.services.recommend import CALIBRATION_NOTE, Recommendation
+from farm.store.database import open_database
 from tests.dashboard.seed import DRAFT, LAPTOP, WORKSTATION, empty
+from tests.farm.sample_farm import add_machine, measure, paired, queue_jobs, spec
 
 PAGES = ("recommendations", "jobs", "machines")
 TIMEOUT_S = 60
@@ -155,6 +159,21 @@ def test_machines_show_their_facts(monkeypatch: pytest.MonkeyPatch, farm_url: st
     facts = dict(app.table[1].value.itertuples(index=False))
     assert facts["GPUs"] == "NVIDIA GeForce RTX 4090, 24.0 GiB, compute capability 8.9"
     assert facts["Memory"] == "64.0 GiB"
+
+
+def test_what_ifs_stand_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    url = empty(tmp_path / "farm.db")
+    engine = open_database(url)
+    made_up = replace(spec().speculation, what_if=WhatIf(length=3.5))
+    queue_jobs(engine, [spec(speculation=made_up)])
+    measure(engine, add_machine(engine), paired((3.0,) * 6))
+    engine.dispose()
+    app = opened(monkeypatch, url, "recommendations")
+    assert "What if: synthetic acceptance; the text is not valid output" in words(app)
+    assert headline_rows(app) == []
+    (table,) = app.dataframe
+    (row,) = (row for _, row in table.value.iterrows())
+    assert (row["Configuration"], row["Speedup"]) == ("K = 4, what if length 3.5", "3.00x")
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -16,10 +16,11 @@ from sqlalchemy import Engine, select
 from trained_heads import TrainedHeads
 
 from farm.builds.tools import ToolBuild
+from farm.domain.decoding import WhatIf
 from farm.domain.hardware import GIB, Hardware, Machine, MachineKind
 from farm.domain.measurement import Parity
 from farm.services.plan import plan_sweep
-from farm.services.recommend import recommendations
+from farm.services.recommend import recommendations, what_ifs
 from farm.services.submit import submit
 from farm.store.database import open_database, reading
 from farm.store.migrate import upgrade
@@ -63,11 +64,13 @@ def submitted(
     k: str = "[2, 4]",
     tokens: int = 24,
     repeats: int = 1,
+    more: str = "",
 ) -> None:
     file = folder / "sweep.yaml"
     target, draft = pair
     file.write_text(
         SWEEP.format(build=build, target=target, draft=draft, k=k, tokens=tokens, repeats=repeats)
+        + more
     )
     submit(database, plan_sweep(file))
 
@@ -122,6 +125,38 @@ def test_kinds_with_trained_heads_are_measured(
     points = [point for item in found for point in item.curve]
     assert {point.speculation.kind for point in points} == {own.kind for own in heads.values()}
     assert all(0 < (point.acceptance_rate or 0) < 1 for point in points)
+
+
+def test_users_at_once_and_what_ifs_are_told_apart_from_what_one_user_gets(
+    database: Engine, tmp_path: Path, tiny_pair: tuple[Path, Path], llama_tools: ToolBuild
+) -> None:
+    """One worker measures all of it; what was made up is in no advice."""
+    loads = "concurrent_requests: [1, 2]\n"
+    submitted(database, tmp_path, tiny_pair, llama_tools.name, "4", more=loads)
+    made_up = "what_if: [{rates: [1, 1, 1, 1]}, {length: 2.5}]\n"
+    submitted(database, tmp_path, tiny_pair, llama_tools.name, "4", more=loads + made_up)
+    assert executor(database, tmp_path).work_off() == 12
+    with reading(database) as session:
+        assert set(session.scalars(select(JobRow.state))) == {"done"}
+        parities = session.scalars(select(SampleRow.parity)).all()
+        found, apart = recommendations(session), what_ifs(session)
+    assert parities.count(Parity.NOT_VALID) == 2 * 2 * 2 * 3
+    assert len(found) == len(apart) == 4
+    for item in found:
+        (point,) = item.curve
+        assert point.speculation.what_if is None
+        assert point.parity == {Parity.EXACT: 3}
+        at_once = item.setup.settings.concurrent_requests
+        assert (point.tokens_per_round is None) == (at_once > 1)
+        assert (point.server_speculative_tok_s is not None) == (at_once > 1)
+    for curve in apart:
+        assert {point.speculation.what_if for point in curve.curve} == {
+            WhatIf((1.0,) * 4),
+            WhatIf(length=2.5),
+        }
+        assert {name for point in curve.curve for name in point.parity} == {Parity.NOT_VALID}
+        everything = next(p for p in curve.curve if p.speculation.what_if == WhatIf((1.0,) * 4))
+        assert everything.acceptance_rate == 1
 
 
 def test_no_worker_takes_a_job_of_a_build_it_does_not_have(

@@ -155,6 +155,18 @@ def test_both_files_of_a_pair_count(spec: JobSpec, target: Path, monkeypatch: py
         require_memory(spec, target, target, has_gpu=False)
 
 
+def test_every_request_at_once_has_a_cache(
+    spec: JobSpec, target: Path, monkeypatch: pytest.MonkeyPatch
+):
+    leave_free(monkeypatch, 100 * 2**20)
+    one = replace(spec, settings=replace(spec.settings, context_tokens=4096))
+    require_memory(one, target, None, has_gpu=False)
+
+    many = replace(one, settings=replace(one.settings, concurrent_requests=64))
+    with pytest.raises(BenchmarkError):
+        require_memory(many, target, None, has_gpu=False)
+
+
 def test_the_limit_of_a_container_counts(
     spec: JobSpec, target: Path, monkeypatch: pytest.MonkeyPatch
 ):

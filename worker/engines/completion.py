@@ -166,9 +166,24 @@ def margin_in(answer: dict[str, Any], baseline_ids: tuple[int, ...], position: i
     The server reports log-probabilities at temperature 1, whose differences are the logits'. None
     where it took another path, reports fewer than two, or the text ended before.
     """
-    entries = answer.get("completion_probabilities") or []
     walked = tuple(int(token) for token in answer.get("tokens", ()))
-    if position >= len(entries) or walked[:position] != baseline_ids[:position]:
+    return _gap(answer, position) if walked[:position] == baseline_ids[:position] else None
+
+
+def told(prompt: str | list[int], ids: tuple[int, ...], sampling: Sampling) -> dict[str, Any]:
+    """Return a request for the one token that follows a prompt and these tokens."""
+    start = [prompt] if isinstance(prompt, str) else prompt
+    return request(prompt, 1, sampling, 0, alternatives=2) | {"prompt": [*start, *ids]}
+
+
+def margin_after(answer: dict[str, Any]) -> float | None:
+    """Return the gap of the two best logits of a `told` request's one token."""
+    return _gap(answer, 0)
+
+
+def _gap(answer: dict[str, Any], position: int) -> float | None:
+    entries = answer.get("completion_probabilities") or []
+    if position >= len(entries):
         return None
     best = sorted(top["logprob"] for top in entries[position].get("top_logprobs", ()))[-2:]
     return float(best[1] - best[0]) if len(best) == 2 else None

@@ -7,8 +7,9 @@ at once where memory allows, and only one of them decodes at a time.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,17 @@ from farm.domain.measurement import Parity, Sample
 from farm.errors import BenchmarkError
 from farm.science.parity import classify, first_divergence
 from worker.bench.depth import at_depth
-from worker.engines.completion import Completion, margin_in, read_completion, request
+from worker.engines.completion import (
+    Completion,
+    margin_after,
+    margin_in,
+    read_completion,
+    request,
+    told,
+)
 from worker.engines.contract import BuildInfo, PreparedPrompt
-from worker.engines.pairing import ARMS, Step, in_blocks, interleaved
+from worker.engines.load import WARM_UP_TEXT, Load, fill_ins
+from worker.engines.pairing import ARMS, Step, in_blocks, in_turns, interleaved, of_one_arm
 from worker.engines.server import Server, Waiting
 from worker.models import fits_twice, overrides
 
@@ -35,8 +44,6 @@ RUNS_OWN = {"--port": "PORT", "--api-key": "KEY", "--seed": "SEED"}
 WARM_UP_TOKENS = 16
 # First runs are cold, and some machines clock down after an idle second.
 STAYS_WARM_S = 1.0
-# For kinds that remember text: a warm-up on a job's own prompt would be its first run.
-WARM_UP_TEXT = "The quick brown fox jumps over the lazy dog."
 # With fewer tokens than this no round has room for a drafted one.
 LEAST_TOKENS_TO_DRAFT = 3
 
@@ -48,6 +55,24 @@ class _Item:
     prompt: PreparedPrompt
     step: Step
     runs: dict[Arm, Completion]
+
+    def divergence(self, spec: JobSpec) -> int | None:
+        """Return where greedy texts part, None where they are equal or not to be compared."""
+        if spec.sampling.temperature > 0 or spec.speculation.what_if is not None:
+            return None
+        return first_divergence(*(self.runs[arm].output_ids for arm in ARMS))
+
+    def samples(self, spec: JobSpec, margin: float | None = None) -> Iterator[Sample]:
+        """Yield both arms' samples. margin: the baseline's, in logits, where the texts part."""
+        position = self.divergence(spec)
+        parity = classify(position, margin)
+        if spec.sampling.temperature > 0:
+            parity = Parity.NOT_COMPARED
+        if spec.speculation.what_if is not None:
+            parity = Parity.NOT_VALID
+        repeat = self.step.repeat
+        yield self.runs[Arm.BASELINE].sample(repeat, Arm.BASELINE)
+        yield self.runs[Arm.SPECULATIVE].sample(repeat, Arm.SPECULATIVE, parity, position, margin)
 
 
 class LlamaServerEngine:
@@ -72,6 +97,7 @@ class LlamaServerEngine:
         self._at_depth: dict[PreparedPrompt, list[int]] = {}
         self._ran_at = 0.0
         self.isolation = ""
+        self._numbers = itertools.count(1)
 
     def load(self, spec: JobSpec, deadline: float) -> None:
         """Start what the job needs first, so that it is known to load."""
@@ -89,23 +115,30 @@ class LlamaServerEngine:
         sampler draws the same, so that both produce the same text above temperature 0 as well, and
         differ in speed alone.
         """
-        order = interleaved if self._side_by_side else in_blocks
         items: dict[tuple[int, int], _Item] = {}
         waiting: list[_Item] = []
         drafted, could_draft = 0, False
-        for step in order(len(prompts), spec.repeats):
-            prompt = prompts[step.prompt]
-            key = (step.repeat, step.prompt)
-            item = items.setdefault(key, _Item(prompt, step, {}))
-            yield from self._ready(step.arm, spec, prompts, prompt, deadline)
-            run = yield from self._complete(step, spec, prompt, deadline)
-            item.runs[step.arm] = run
-            if step.arm is Arm.SPECULATIVE:
-                drafted += run.drafted
-                could_draft |= len(run.output_ids) >= LEAST_TOKENS_TO_DRAFT
-            if len(item.runs) == len(ARMS):
-                waiting.append(items.pop(key))
-            # A margin is the baseline's to tell, so a divergence waits until that is up.
+        for steps in self._order(spec, len(prompts)):
+            yield from self._ready(steps, spec, prompts, deadline)
+            for found in self._answers(steps, spec, prompts, deadline):
+                if found is None:
+                    yield None
+                    continue
+                step, run = found
+                key = (step.repeat, step.prompt)
+                item = items.setdefault(key, _Item(prompts[step.prompt], step, {}))
+                item.runs[step.arm] = run
+                if step.arm is Arm.SPECULATIVE:
+                    drafted += run.drafted
+                    could_draft |= len(run.output_ids) >= LEAST_TOKENS_TO_DRAFT
+                if len(item.runs) < len(ARMS):
+                    continue
+                del items[key]
+                if item.divergence(spec) is None:
+                    yield from item.samples(spec)
+                else:
+                    waiting.append(item)
+            # A margin is the baseline's to tell, so a divergence waits until that is up and idle.
             if Arm.BASELINE in self._servers:
                 yield from self._finish(waiting, spec, deadline)
         if waiting:
@@ -138,28 +171,35 @@ class LlamaServerEngine:
         for server in self._servers.values():
             server.end()
 
+    def _order(self, spec: JobSpec, prompts: int) -> Iterable[list[Step]]:
+        """Return the runs in order, those together that one server works on at once."""
+        remembers = spec.speculation.kind.is_ngram
+        if spec.settings.concurrent_requests > 1:
+            order = in_turns if self._side_by_side else in_blocks
+            return of_one_arm(order(prompts, spec.repeats), remembers=remembers)
+        order = interleaved if self._side_by_side else in_blocks
+        return [[step] for step in order(prompts, spec.repeats)]
+
     def _ready(
-        self,
-        arm: Arm,
-        spec: JobSpec,
-        prompts: list[PreparedPrompt],
-        prompt: PreparedPrompt,
-        deadline: float,
+        self, steps: list[Step], spec: JobSpec, prompts: list[PreparedPrompt], deadline: float
     ) -> Waiting[None]:
-        """Have an arm's server up and warm, and new where it would remember the prompt."""
+        """Have an arm's server up and warm, and new where it would remember a prompt."""
+        arm = steps[0].arm
         running = self._servers.get(arm)
         remembers = arm is Arm.SPECULATIVE and spec.speculation.kind.is_ngram
-        if running and remembers and prompt.text in running.prompts_seen:
+        texts = {prompts[step.prompt].text for step in steps}
+        if running and remembers and texts & running.prompts_seen:
             running.end()
             del self._servers[arm]
         yield from self._up(arm, spec, deadline)
         server = self._servers[arm]
         is_cold = not server.prompts_seen or time.monotonic() - self._ran_at > STAYS_WARM_S
-        if is_cold:
+        # The fill-ins that come before recorded runs warm a server that works on several.
+        if is_cold and spec.settings.concurrent_requests == 1:
             text = WARM_UP_TEXT if spec.speculation.kind.is_ngram else prompts[0].text
             tokens = min(WARM_UP_TOKENS, spec.generate_tokens)
             yield from server.complete(request(text, tokens, spec.sampling, 0), deadline)
-        server.prompts_seen.add(prompt.text)
+        server.prompts_seen |= texts
 
     def _up(self, arm: Arm, spec: JobSpec, deadline: float) -> Waiting[None]:
         wanted = self._server(arm, spec)
@@ -195,6 +235,7 @@ class LlamaServerEngine:
             [self._target, draft] if draft else [self._target],
             self._log.with_suffix(f".{arm}.log"),
             speculates,
+            spec.settings.concurrent_requests,
         )
 
     def _command(self, arm: Arm, spec: JobSpec) -> list[str]:
@@ -205,19 +246,47 @@ class LlamaServerEngine:
             for flag, word in zip([SERVER, *words], words, strict=False)
         ]
 
-    def _complete(
-        self, step: Step, spec: JobSpec, prompt: PreparedPrompt, deadline: float
-    ) -> Waiting[Completion]:
-        server = self._servers[step.arm]
-        counts = step.arm is Arm.SPECULATIVE
-        before = server.metrics() if counts else None
-        seed = _seed(spec.sampling.seed, step)
-        text = self._in_context(server, prompt, spec)
-        asked = request(text, spec.generate_tokens, spec.sampling, seed)
-        answer = yield from server.complete(asked, deadline)
-        after = server.metrics() if counts else None
-        self._ran_at = time.monotonic()
-        return read_completion(answer, spec, prompt, before, after, server.peak_rss_bytes())
+    def _answers(
+        self, steps: list[Step], spec: JobSpec, prompts: list[PreparedPrompt], deadline: float
+    ) -> Generator[tuple[Step, Completion] | None, None, None]:
+        """Yield what the server answers to these runs of one arm as it comes, None while it works.
+
+        `/metrics` counts for the server as a whole, so it tells nothing of one run among others.
+        """
+        server = self._servers[steps[0].arm]
+
+        def in_context(prompt: PreparedPrompt) -> str | list[int]:
+            return self._in_context(server, prompt, spec)
+
+        asked = [
+            request(
+                in_context(prompts[step.prompt]),
+                spec.generate_tokens,
+                spec.sampling,
+                _seed(spec.sampling.seed, step),
+            )
+            for step in steps
+        ]
+        if spec.settings.concurrent_requests == 1:
+            counts = steps[0].arm is Arm.SPECULATIVE
+            before = server.metrics() if counts else None
+            answer = yield from server.complete(asked[0], deadline)
+            after = server.metrics() if counts else None
+            self._ran_at = time.monotonic()
+            prompt = prompts[steps[0].prompt]
+            peak = server.peak_rss_bytes()
+            yield steps[0], read_completion(answer, spec, prompt, before, after, peak)
+            return
+        beside = fill_ins(spec, prompts, self._numbers, in_context)
+        load = Load(server, spec.settings.concurrent_requests, asked, beside)
+        for found in load.run(deadline):
+            if found is None:
+                yield None
+                continue
+            index, answer = found
+            prompt = prompts[steps[index].prompt]
+            peak = server.peak_rss_bytes()
+            yield steps[index], read_completion(answer, spec, prompt, None, None, peak)
 
     def _in_context(self, server: Server, prompt: PreparedPrompt, spec: JobSpec) -> str | list[int]:
         """Return a prompt as it is sent: as text, or at a depth as token ids."""
@@ -234,19 +303,12 @@ class LlamaServerEngine:
         self, waiting: list[_Item], spec: JobSpec, deadline: float
     ) -> Generator[Sample | None, None, None]:
         while waiting:
-            item = waiting[0]
-            plain, drafted = (item.runs[arm].output_ids for arm in ARMS)
-            greedy = spec.sampling.temperature <= 0
-            position = first_divergence(plain, drafted) if greedy else None
+            item = waiting.pop(0)
+            position = item.divergence(spec)
             margin = None
             if position is not None:
                 margin = yield from self._margin(item, spec, position, deadline)
-            parity = classify(position, margin) if greedy else Parity.NOT_COMPARED
-            del waiting[0]
-            yield item.runs[Arm.BASELINE].sample(item.step.repeat, Arm.BASELINE)
-            yield item.runs[Arm.SPECULATIVE].sample(
-                item.step.repeat, Arm.SPECULATIVE, parity, position, margin
-            )
+            yield from item.samples(spec, margin)
 
     def _margin(
         self, item: _Item, spec: JobSpec, position: int, deadline: float
@@ -254,12 +316,17 @@ class LlamaServerEngine:
         """Return the baseline's gap between its two best logits where the arms parted.
 
         The baseline walks its own path again, token by token, so that its arithmetic is the same.
-        None where it does not arrive at the same place.
+        None where it does not arrive at the same place. Where neighbours took part in that
+        arithmetic it might not, so it is told the path instead.
         """
-        server = self._servers[Arm.BASELINE]
-        text = self._in_context(server, item.prompt, spec)
+        baseline = self._servers[Arm.BASELINE]
+        text = self._in_context(baseline, item.prompt, spec)
+        if spec.settings.concurrent_requests > 1:
+            ids = item.runs[Arm.BASELINE].output_ids[:position]
+            question = told(text, ids, spec.sampling)
+            return margin_after((yield from baseline.complete(question, deadline)))
         asked = request(text, position + 1, spec.sampling, 0, alternatives=2)
-        answer = yield from server.complete(asked, deadline)
+        answer = yield from baseline.complete(asked, deadline)
         return margin_in(answer, item.runs[Arm.BASELINE].output_ids, position)
 
 

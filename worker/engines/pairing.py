@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from farm.domain.job import Arm
 
@@ -38,3 +40,24 @@ def in_blocks(prompts: int, repeats: int) -> list[Step]:
     middle = (len(items) + 1) // 2
     halves = ((items[:middle], ARMS), (items[middle:], ARMS[::-1]))
     return [Step(arm, *item) for half, arms in halves for arm in arms for item in half]
+
+
+def in_turns(prompts: int, repeats: int) -> list[Step]:
+    """Return the arms in blocks A B B A within each repeat, for arms that can't work side by side
+    but are both there."""
+    once = in_blocks(prompts, 1)
+    return [replace(step, repeat=repeat) for repeat in range(repeats) for step in once]
+
+
+def of_one_arm(steps: Sequence[Step], *, remembers: bool) -> Iterator[list[Step]]:
+    """Group neighbouring runs of one arm. Where the speculative server remembers what it has read,
+    no group has a prompt twice on that arm."""
+    for arm, run in itertools.groupby(steps, key=lambda step: step.arm):
+        group: list[Step] = []
+        for step in run:
+            seen = any(step.prompt == other.prompt for other in group)
+            if seen and remembers and arm is Arm.SPECULATIVE:
+                yield group
+                group = []
+            group.append(step)
+        yield group

@@ -42,6 +42,8 @@ _METRIC = re.compile(r"^(?:llamacpp:)?(\w+)(?:\{position=\"(\d+)\"\})? (\S+)$", 
 T = TypeVar("T")
 # Yields None at least every LISTEN_S, so that the caller can look at its lease, then returns.
 Waiting = Generator[None, None, T]
+# What threads have heard: an answer, or why there is none.
+Answers = queue.Queue[T | Exception]
 # Arguments for a port and a key; what else they hold is fixed.
 Arguments = Callable[[int, str], list[str]]
 
@@ -70,6 +72,7 @@ class Server:
         models: Sequence[Path],
         log: Path,
         speculates: bool,
+        at_once: int,
     ) -> None:
         self.identity = (str(binary), *arguments(0, ""))
         self.prompts_seen: set[str] = set()
@@ -78,9 +81,11 @@ class Server:
         self._models = models
         self._log = log
         self._speculates = speculates
+        self._at_once = at_once
         self._key = secrets.token_urlsafe(16)
         self._port = 0
         self._process: Process | None = None
+        self._unlimited: set[http.client.HTTPConnection] = set()
 
     @property
     def process(self) -> Process:
@@ -103,7 +108,7 @@ class Server:
             while not self._serves():
                 if self.process.exit_status is not None:
                     break
-                self._give_up_at(deadline)
+                self.give_up_at(deadline)
                 yield None
                 time.sleep(POLL_S)
             else:
@@ -120,8 +125,23 @@ class Server:
         Raises BenchmarkError: "bad-request", "decode-failed", "crashed", "out-of-memory",
         "timeout".
         """
-        answer = yield from self._wait(lambda: self._ask("/completion", request, None), deadline)
-        status, body = answer
+        answers: Answers[dict[str, Any]] = queue.Queue()
+
+        def ask() -> None:
+            try:
+                answers.put(self.answer(request))
+            except Exception as error:
+                answers.put(error)
+
+        threading.Thread(target=ask, daemon=True).start()
+        return (yield from self.listen(answers, deadline))
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Ask `/completion` on a connection of its own and block until it has answered.
+
+        Raises BenchmarkError "bad-request" or "decode-failed"; whatever is in BROKEN.
+        """
+        status, body = self._ask("/completion", request, None)
         if status == 200:
             found: dict[str, Any] = json.loads(body)
             return found
@@ -140,6 +160,41 @@ class Server:
             raise BenchmarkError(
                 "garbage", f"llama-server answered {status} where tokens were asked for."
             ) from None
+
+    def listen(self, answers: Answers[T], deadline: float) -> Waiting[T]:
+        """Return what threads put there next; the server's death and the deadline end the wait.
+
+        Raises BenchmarkError, whatever an answer in BROKEN means, and any other that was put there.
+        """
+        while True:
+            try:
+                left_s = max(deadline - time.monotonic(), POLL_S)
+                result = answers.get(timeout=min(LISTEN_S, left_s))
+            except queue.Empty:
+                self.give_up_at(deadline)
+                yield None
+                continue
+            if isinstance(result, BROKEN):
+                raise self._lost(result)
+            if isinstance(result, Exception):
+                raise result
+            return result
+
+    def hang_up(self) -> None:
+        """Break the connections of all completions: llama-server then drops what was asked."""
+        for connection in list(self._unlimited):
+            with contextlib.suppress(OSError, AttributeError):
+                connection.sock.shutdown(socket.SHUT_RDWR)
+
+    def busy(self) -> list[bool]:
+        """Return for each slot whether it works on a request, by `/slots`.
+
+        Raises BenchmarkError "unsupported" where this build does not show its slots.
+        """
+        status, body = self._probe("/slots")
+        if status != 200:
+            raise BenchmarkError("unsupported", "This llama-server does not show its /slots.")
+        return [bool(slot["is_processing"]) for slot in json.loads(body)]
 
     def metrics(self) -> Metrics | None:
         """Return the speculation counters, None where this build has none."""
@@ -211,6 +266,11 @@ class Server:
                 raise self.not_speculating("/slots says that it does not speculate")
         elif any(says):
             raise BenchmarkError("unsupported", "The baseline llama-server speculates unasked.")
+        if slots and len(slots) != self._at_once:
+            raise BenchmarkError(
+                "unsupported",
+                f"llama-server works on {len(slots)} requests at once, not on {self._at_once}.",
+            )
 
     def _failed_start(self) -> BenchmarkError:
         ended = self.process.gone()
@@ -220,30 +280,6 @@ class Server:
             ended = BenchmarkError("load-failed", f"{str(ended).rstrip('.')} while loading{said}.")
         ended.log_tail = self.process.log_tail()
         return ended
-
-    def _wait(self, call: Callable[[], T], deadline: float) -> Waiting[T]:
-        """Run a blocking call beside us; the server's death and the deadline end it."""
-        box: queue.Queue[T | Exception] = queue.Queue()
-
-        def run() -> None:
-            try:
-                box.put(call())
-            except Exception as error:
-                box.put(error)
-
-        threading.Thread(target=run, daemon=True).start()
-        while True:
-            try:
-                result = box.get(timeout=min(LISTEN_S, max(deadline - time.monotonic(), POLL_S)))
-            except queue.Empty:
-                self._give_up_at(deadline)
-                yield None
-                continue
-            if isinstance(result, BROKEN):
-                raise self._lost(result)
-            if isinstance(result, Exception):
-                raise result
-            return result
 
     def _lost(self, error: Exception) -> BenchmarkError:
         """Return why the connection broke: as a rule the server is gone, or about to be."""
@@ -257,7 +293,7 @@ class Server:
         found.log_tail = self.process.log_tail()
         return found
 
-    def _give_up_at(self, deadline: float) -> None:
+    def give_up_at(self, deadline: float) -> None:
         if time.monotonic() >= deadline:
             tail = self.process.log_tail()
             self.process.kill()
@@ -275,10 +311,13 @@ class Server:
     ) -> tuple[int, str]:
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=limit_s)
         headers = {"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"}
+        if limit_s is None:
+            self._unlimited.add(connection)
         try:
             content = None if body is None else json.dumps(body)
             connection.request("GET" if body is None else "POST", path, content, headers)
             response = connection.getresponse()
             return response.status, response.read().decode(errors="replace")
         finally:
+            self._unlimited.discard(connection)
             connection.close()

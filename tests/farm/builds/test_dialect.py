@@ -7,7 +7,14 @@ import pytest
 from farm.builds import arguments as arguments_module
 from farm.builds.arguments import arguments
 from farm.builds.dialect import Dialect, ask, parse, require_devices
-from farm.domain.decoding import AcceptRule, Sampling, Settings, Speculation, SpeculationKind
+from farm.domain.decoding import (
+    AcceptRule,
+    Sampling,
+    Settings,
+    Speculation,
+    SpeculationKind,
+    WhatIf,
+)
 from farm.errors import BenchmarkError
 
 RECORDED = Path(__file__).with_name("recorded")
@@ -263,6 +270,33 @@ class TestArguments:
         said = told(new, kind, n_max)
         assert value(said, "--spec-type") == kind
         assert value(said, flag) == str(n_max)
+
+    def test_each_of_several_requests_has_the_whole_context(
+        self, new: Dialect, old: Dialect
+    ) -> None:
+        settings = Settings(context_tokens=1024, concurrent_requests=4)
+        for dialect in (new, old):
+            said = told(dialect, KINDS.DRAFT_SIMPLE, settings=settings)
+            assert (value(said, "-np"), value(said, "-c")) == ("4", "4096")
+        assert "--no-kv-unified" in told(new, None, settings=settings)
+        assert value(told(old, KINDS.DRAFT_SIMPLE, settings=settings), "--ctx-size-draft") == "1024"
+
+    @pytest.mark.parametrize(
+        ("what_if", "flag", "said"),
+        [
+            (WhatIf((1.0, 0.25)), "--spec-synth-rates", "1.0,0.25"),
+            (WhatIf(length=2.5), "--spec-synth-len", "2.5"),
+        ],
+    )
+    def test_a_what_if_is_told_where_the_binary_knows_it(
+        self, new: Dialect, old: Dialect, what_if: WhatIf, flag: str, said: str
+    ) -> None:
+        for kind in (KINDS.DRAFT_SIMPLE, KINDS.NGRAM_MOD):
+            assert value(told(new, kind, 2, what_if=what_if), flag) == said
+        assert flag not in told(new, None)
+        with pytest.raises(BenchmarkError, match=f"old-x has no {flag}") as caught:
+            told(old, KINDS.DRAFT_SIMPLE, 2, what_if=what_if)
+        assert caught.value.kind == "unsupported"
 
     def test_mtp_needs_no_file_and_takes_one(self, new: Dialect) -> None:
         assert "--spec-draft-model" not in told(new, KINDS.DRAFT_MTP)

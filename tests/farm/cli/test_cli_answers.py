@@ -10,7 +10,7 @@ import pytest
 from sample_farm import add_machine, claimed, measure, model, paired, queue_jobs, spec
 from sqlalchemy import Engine
 
-from farm.domain.decoding import Settings
+from farm.domain.decoding import Settings, WhatIf
 from farm.store import jobs
 from farm.store.database import writing
 
@@ -171,6 +171,38 @@ class TestRecommend:
         assert "3.00x" in lossy
         assert "not over the unmodified target" in " ".join(lossy.split())
         assert "lossy" not in lossless
+
+    @pytest.mark.parametrize("command", ["recommend", "results"])
+    def test_shows_what_ifs_apart(self, run: Run, farm: Engine, command: str) -> None:
+        made_up = replace(spec().speculation, what_if=WhatIf(length=3.5))
+        queue_jobs(farm, [spec(speculation=made_up)])
+        worker = add_machine(farm)
+        measure(farm, worker, paired((3.0,) * 6))
+
+        alone = run(command)
+        queue_jobs(farm, [spec()], "real")
+        measure(farm, worker, paired((2.0,) * 6))
+        both = run(command)
+
+        assert run(command, "--json").json[0]["best"]["speedup"]["estimate"] == pytest.approx(2)
+        assert "2.00x" not in alone.stdout
+        for ran in (alone, both):
+            heading = "What if: synthetic acceptance; the text is not valid output"
+            before, below = ran.stdout.split(heading)
+            assert "3.00x" in below
+            assert "what if length 3.5" in " ".join(below.split())
+            assert "3.00x" not in before
+        assert "2.00x" in both.stdout
+
+    def test_lists_what_all_users_get(self, run: Run, farm: Engine) -> None:
+        queue_jobs(farm, [spec(settings=Settings(concurrent_requests=4))])
+        measure(farm, add_machine(farm), paired((2.0,) * 6))
+
+        shown = run("results").stdout
+
+        assert "4 at once" in shown
+        for total in (4 * 101 / (0.0405 + 2), 4 * 101 / (0.0405 + 1)):
+            assert f"{total:.1f}" in shown
 
     def test_keeps_brackets_in_names(self, run: Run, farm: Engine) -> None:
         queue_jobs(farm, [spec(target=model("target[bold]"))])

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from sample_farm import DIGESTS, add_machine, claimed, measure, paired, queue_jobs, spec
 from sqlalchemy import Engine
 
+from farm.domain.decoding import WhatIf
+from farm.domain.measurement import Parity
 from farm.store import jobs
 from farm.store.database import writing
 
@@ -82,6 +85,17 @@ class TestShow:
         assert found["result"]["speedup"]["estimate"] == pytest.approx(2.5)
         assert found["environment_after"]["load_1min"] == 1.5
         assert found["spec"]["label"] == "saving"
+
+    def test_of_a_what_if_says_that_its_text_is_not_valid(self, run: Run, farm: Engine) -> None:
+        made_up = replace(spec().speculation, what_if=WhatIf(length=3.5))
+        queue_jobs(farm, [spec(speculation=made_up)])
+        measure(farm, add_machine(farm), paired((3.0,) * 6, parity=Parity.NOT_VALID))
+
+        shown = run("results", "show", "1").stdout
+
+        assert "what if length 3.5" in shown
+        assert "not valid" in shown
+        assert "exact" not in shown
 
     def test_of_an_old_result_says_that_its_conditions_are_unknown(
         self, run: Run, measured: Engine

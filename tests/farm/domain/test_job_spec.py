@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
 from sample_farm import spec
 
-from farm.domain.decoding import Settings, Speculation, SpeculationKind
+from farm.domain.decoding import Settings, Speculation, SpeculationKind, WhatIf
 from farm.domain.job import JobSpec
 
 
@@ -16,6 +17,8 @@ class TestKey:
             {"settings": Settings(depth_tokens=4096)},
             {"settings": Settings(threads=2)},
             {"speculation": Speculation(SpeculationKind.DRAFT_SIMPLE, 4, n_min=1)},
+            {"speculation": Speculation(SpeculationKind.DRAFT_SIMPLE, 4, what_if=WhatIf((), 3.2))},
+            {"settings": Settings(concurrent_requests=4)},
             {"label": "again"},
             {"draft": None},
         ],
@@ -27,10 +30,18 @@ class TestKey:
         """A stored spec lacks what was added since; it is still the job that is asked for."""
         old = spec().to_payload()
         del old["settings"]["depth_tokens"]
+        del old["settings"]["concurrent_requests"]
+        del old["speculation"]["what_if"]
         assert JobSpec.from_payload(old).key == spec().key
 
-    def test_comes_back_from_its_payload(self) -> None:
-        assert JobSpec.from_payload(spec().to_payload()) == spec()
+    @pytest.mark.parametrize("what_if", [None, WhatIf((0.9, 0.5)), WhatIf(length=2.5)])
+    def test_comes_back_from_its_payload(self, what_if: WhatIf | None) -> None:
+        """As JSON, which knows no tuples."""
+        job = spec()
+        job = replace(job, speculation=replace(job.speculation, what_if=what_if))
+        back = JobSpec.from_payload(json.loads(json.dumps(job.to_payload())))
+        assert back == job
+        assert back.key == job.key
 
 
 class TestSpelledOut:

@@ -2,19 +2,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
+from farm.domain.decoding import Settings, WhatIf
 from farm.errors import InfrastructureError
 from farm.report.bundle import write_report
 from farm.report.html import render_html
 from farm.report.markdown import render
 from farm.report.wording import labelled_verdict
 from farm.science.recommendation import Verdict
-from farm.services.recommend import CALIBRATION_NOTE, Recommendation
+from farm.services.recommend import CALIBRATION_NOTE, Recommendation, WhatIfCurve
 from farm.store.queries import MachineSummary
 
 GENERATED_AT = datetime(2025, 1, 2, 3, 4, tzinfo=UTC)
@@ -145,6 +147,39 @@ def test_off_and_too_few_prompts_are_said_in_words(make: Make) -> None:
     rows = Page(html_of([off, few])).rows
     assert rows[1][:2] == ["chat", "speculation off"]
     assert rows[2] == ["tool-calls", "too few prompts", *["–"] * 7, "exact 24/24", "24"]
+
+
+def test_several_at_once_are_named_and_have_a_total(make: Make) -> None:
+    item = make(settings=Settings(concurrent_requests=4))
+    (point,) = item.curve
+    totals = replace(point, server_baseline_tok_s=101.25, server_speculative_tok_s=202.5)
+    item = replace(item, best=totals, curve=(totals,))
+    html, markdown = html_of([item]), render([item], title="R", generated_at=GENERATED_AT)
+    assert [row for row in Page(html).rows if row[-2:] == ["101.2", "202.5"]]
+    assert "| 101.2 | 202.5 |" in markdown
+    for text in (html, markdown):
+        assert "target + draft, 4 at once" in text
+        assert "All users: speculative tok/s" in text
+        assert "-np 4 -c 8192" in text
+    assert "All users: speculative" not in html_of([make()])
+
+
+def test_what_ifs_stand_apart_in_both_reports(make: Make) -> None:
+    (point,) = make().curve
+    speculation = replace(point.speculation, what_if=WhatIf(length=3.5))
+    curve = WhatIfCurve(make().setup, (replace(point, speculation=speculation),))
+    html = render_html([make()], title="R", generated_at=GENERATED_AT, what_ifs=[curve])
+    markdown = render([make()], title="R", generated_at=GENERATED_AT, what_ifs=[curve])
+    for text in (html, markdown):
+        real, apart = text.split("What if: synthetic acceptance; the text is not valid output")
+        assert "what if length 3.5" in apart
+        assert "what if" not in real
+    for text in (
+        render_html([], title="R", generated_at=GENERATED_AT, what_ifs=[curve]),
+        render([], title="R", generated_at=GENERATED_AT, what_ifs=[curve]),
+    ):
+        assert "No job has finished yet" not in text
+        assert "what if length 3.5" in text
 
 
 def test_an_empty_report_says_so() -> None:

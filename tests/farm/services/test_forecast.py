@@ -8,7 +8,7 @@ import pytest
 from sample_farm import add_machine, measure, model, paired, plan, queue_jobs, sample, spec
 from sqlalchemy import Engine
 
-from farm.domain.decoding import Settings
+from farm.domain.decoding import Settings, WhatIf
 from farm.domain.hardware import GIB, Gpu, MachineKind
 from farm.domain.job import Arm, JobSpec
 from farm.gguf.header import read_header
@@ -69,6 +69,27 @@ class TestTime:
 
         with pytest.raises(AssertionError, match="the bandwidth was measured"):
             forecast(plan([spec(4)]), url(database), not_needed)
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            spec(2, settings=Settings(concurrent_requests=4)),
+            spec(2, speculation=replace(spec().speculation, what_if=WhatIf(length=3.0))),
+        ],
+        ids=["several at once", "what-if"],
+    )
+    def test_takes_what_one_user_got_of_real_measurements(
+        self, database: Engine, header_plan: Plan, other: JobSpec
+    ) -> None:
+        worker = add_machine(database)
+        queue_jobs(database, [other], "other")
+        measure(database, worker, paired([2.0] * 6, tok_s=10))
+        assert "GB/s" in forecast(header_plan, url(database), lambda: 20.0).basis
+
+        queue_jobs(database, [spec(2)], "earlier")
+        measure(database, worker, paired([2.0] * 6, tok_s=50))
+        found = forecast(plan([spec(4)]), url(database), not_needed)
+        assert found.seconds == pytest.approx(6 * 32 / 50 * OVERHEAD)
 
     def test_rests_on_bandwidth_where_nothing_was_measured(
         self, database: Engine, header_plan: Plan

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from farm.domain.decoding import AcceptRule, SpeculationKind
+from farm.domain.decoding import AcceptRule, SpeculationKind, WhatIf
 from farm.errors import UserError
 from farm.services.plan import Plan, plan_sweep
 
@@ -65,6 +65,22 @@ def test_each_kind_of_llama_server_can_be_asked_for(planned: Planner) -> None:
             f"k: 4; temperatures: 0.7; accept: exact; engine: llama-server; build: {BUILD}",
             "set accept: match",
         ),
+        (
+            "drafts: [DRAFT]",
+            "k: 4; concurrent_requests: [1, 2]",
+            "in-process works on one request at a time.*engine: llama-server",
+        ),
+        ("drafts: [DRAFT]", "k: 4; what_if: {length: 3}", "in-process has no what_if"),
+        (
+            "drafts: [DRAFT]",
+            f"k: [2, 4]; what_if: {{rates: [0.9, 0.8]}}; engine: llama-server; build: {BUILD}",
+            "has 2 rates and K is 4; give one for each position",
+        ),
+        (
+            "drafts: [DRAFT]",
+            f"k: [4, 2]; what_if: {{length: 3.2}}; engine: llama-server; build: {BUILD}",
+            "3.2 tokens per round, and K = 2 yields 3 at most",
+        ),
         ("kind: ngram-mod; drafts: [DRAFT]", "k: 4", "takes no 'drafts'"),
         ("kind: draft-eagle3", "k: 4", "needs 'drafts'"),
     ],
@@ -74,6 +90,29 @@ def test_what_an_engine_cannot_do_is_said_before_anything_runs(
 ) -> None:
     with pytest.raises(UserError, match=message):
         planned(of_pair, of_sweep)
+
+
+def test_requests_at_once_are_a_dimension_that_takes_memory(planned: Planner) -> None:
+    plan = planned(
+        "drafts: [DRAFT]",
+        f"k: 4; context_tokens: 2048; concurrent_requests: [1, 2, 4]; engine: llama-server; "
+        f"build: {BUILD}",
+    )
+    assert [job.settings.concurrent_requests for job in plan.jobs] == [1, 2, 4]
+    one, two, four = (plan.need_bytes[job.pair_key] for job in plan.jobs)
+    assert four - two == 2 * (two - one) > 0
+
+
+def test_what_ifs_are_a_dimension(planned: Planner) -> None:
+    plan = planned(
+        "drafts: [DRAFT]",
+        "k: 2; what_if: [{rates: [0.9, 0.8]}, {length: 2.7}]; engine: llama-server; "
+        f"build: {BUILD}",
+    )
+    assert [job.speculation.what_if for job in plan.jobs] == [
+        WhatIf((0.9, 0.8)),
+        WhatIf(length=2.7),
+    ]
 
 
 def test_accept_is_what_the_engine_does_unless_it_is_said(planned: Planner) -> None:

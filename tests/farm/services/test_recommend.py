@@ -22,12 +22,12 @@ from sample_farm import (
 )
 from sqlalchemy import Engine
 
-from farm.domain.decoding import Sampling, Settings, Speculation, SpeculationKind
+from farm.domain.decoding import Sampling, Settings, Speculation, SpeculationKind, WhatIf
 from farm.domain.hardware import MachineKind
 from farm.domain.job import Arm, JobSpec
 from farm.domain.measurement import Parity
 from farm.science.recommendation import Verdict
-from farm.services.recommend import Recommendation, recommendations
+from farm.services.recommend import Recommendation, recommendations, what_ifs
 from farm.store import jobs
 from farm.store.database import reading, writing
 from farm.store.results import add_late_samples, add_samples
@@ -350,3 +350,44 @@ def test_recommendations_come_in_report_order(database: Engine, worker: jobs.Cla
     found = [one.setup.category for one in advice(database)]
 
     assert found == ["code-completion", "chat", "math-reasoning", "zebra"]
+
+
+class TestSeveralAtOnce:
+    def test_they_are_a_setup_of_their_own_with_a_total(
+        self, database: Engine, worker: jobs.Claimer
+    ) -> None:
+        measured(database, worker, spec(), DOUBLED)
+        measured(database, worker, spec(settings=Settings(concurrent_requests=4)), (1.5,) * 6)
+
+        alone, together = sorted(
+            advice(database), key=lambda found: found.setup.settings.concurrent_requests
+        )
+
+        assert (estimates(alone), estimates(together)) == ([2.0], [1.5])
+        (point,) = alone.curve
+        assert point.server_baseline_tok_s is point.server_speculative_tok_s is None
+        (point,) = together.curve
+        # Each run: a prompt of 40.5 ms, then 100 tokens after the first at 50 tok/s, or 75.
+        assert point.server_baseline_tok_s == pytest.approx(4 * 101 / (0.0405 + 2))
+        assert point.server_speculative_tok_s == pytest.approx(4 * 101 / (0.0405 + 2 / 1.5))
+
+
+class TestWhatIf:
+    def test_is_no_part_of_any_advice(self, database: Engine, worker: jobs.Claimer) -> None:
+        """Not even where it is the faster, and of the same setup otherwise."""
+        measured(database, worker, spec(), DOUBLED)
+        before = advice(database)
+        made_up = [WhatIf((1.0,) * 4), WhatIf(length=3.0)]
+        for what_if, ratio in zip(made_up, (4.0, 3.0), strict=True):
+            speculation = replace(spec().speculation, what_if=what_if)
+            wanted = spec(speculation=speculation)
+            measured(database, worker, wanted, (ratio,) * 6, parity=Parity.NOT_VALID)
+
+        assert advice(database) == before
+        with reading(database) as session:
+            (found,) = what_ifs(session)
+        assert found.setup == replace(before[0].setup, made_up=True)
+        assert {
+            point.speculation.what_if: point.speedup and round(point.speedup.estimate, 6)
+            for point in found.curve
+        } == {made_up[0]: 4.0, made_up[1]: 3.0}

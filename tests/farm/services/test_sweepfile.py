@@ -177,6 +177,36 @@ BAD = {
         "6:5",
         ["the key 'target' is there twice"],
     ),
+    "no request at once": (
+        f"{GOOD}concurrent_requests: [1, 0]\n",
+        "6:26",
+        ["concurrent_requests.1: ", "greater than or equal to 1", "(it is 0)"],
+    ),
+    "too many at once": (
+        f"{GOOD}concurrent_requests: 65\n",
+        "6:22",
+        ["less than or equal to 64"],
+    ),
+    "rates that rise": (
+        f"{GOOD}what_if: [{{rates: [0.5, 0.6]}}]\n",
+        "6:11",
+        ["never rise", "[0.5, 0.6] does"],
+    ),
+    "rate above 1": (
+        f"{GOOD}what_if: {{rates: [1.5]}}\n",
+        "6:10",
+        ["rates.0: ", "less than or equal to 1"],
+    ),
+    "what-if of both": (
+        f"{GOOD}what_if: {{rates: [0.5], length: 2}}\n",
+        "6:10",
+        ["either rates or a length"],
+    ),
+    "length under 1": (
+        f"{GOOD}what_if: {{length: 0.5}}\n",
+        "6:10",
+        ["greater than or equal to 1"],
+    ),
     "K of 0": (with_k("[0, 2]"), "2:5", ["k.0: ", "greater than or equal to 1", "(it is 0)"]),
     "K too large": (with_k("129"), "2:4", ["less than or equal to 128", "(it is 129)"]),
     "range downwards": (with_k("{from: 8, to: 2}"), "2:4", ["k: a range goes up"]),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import psutil
 import pytest
 from engine_contract import EngineContract, descendants
 
 from farm.builds.tools import ToolBuild
+from farm.domain.decoding import Settings
 from worker.engines.in_process import InProcessFactory
 from worker.engines.llama_server import LlamaServerFactory
 
@@ -35,3 +38,18 @@ class TestLlamaServer(EngineContract):
             p for p in descendants() if p.name() == "llama-server" and "draft-simple" in p.cmdline()
         )
         return server
+
+
+class TestLlamaServerForTwo(TestLlamaServer):
+    counts_rounds = False
+    at_once = 2
+
+    @pytest.fixture
+    def one_thread(self, one_thread: Settings) -> Settings:
+        return replace(one_thread, concurrent_requests=self.at_once)
+
+
+class TestLlamaServerForFour(TestLlamaServerForTwo):
+    """More than there are prompts."""
+
+    at_once = 4

@@ -9,7 +9,7 @@ import pytest
 from engine_contract import CATEGORY, TEXTS, Load, measured, of_arm
 from trained_heads import TrainedHeads, untrained
 
-from farm.domain.decoding import AcceptRule, Sampling, Speculation
+from farm.domain.decoding import AcceptRule, Sampling, Speculation, SpeculationKind
 from farm.domain.job import Arm, JobSpec, ModelRef
 from farm.domain.measurement import Parity
 from farm.gguf.calibration import Law, start_state
@@ -18,6 +18,8 @@ from worker.engines.contract import PreparedPrompt
 WITH_A_FILE = ("draft-mtp-file", "draft-eagle3", "draft-dflash", "draft-dspark")
 NAMES = ("draft-mtp", "draft-mtp-hybrid", *WITH_A_FILE)
 SURE_ENOUGH = 0.6
+# In llama.cpp 0c1e570, and not in every run; docs/engines.md has the figures.
+WORSE_WITH_NEIGHBOURS = (SpeculationKind.DRAFT_EAGLE3, SpeculationKind.DRAFT_DSPARK)
 
 
 def job_of(
@@ -34,7 +36,9 @@ def job_of(
 
 @pytest.mark.parametrize("name", NAMES)
 class TestTrainedHeads:
-    @pytest.mark.parametrize(("n_max", "p_min"), [(3, 0.0), (6, SURE_ENOUGH)])
+    @pytest.mark.parametrize(
+        ("n_max", "p_min", "at_once"), [(3, 0.0, 1), (6, SURE_ENOUGH, 1), (3, 0.0, 4)]
+    )
     def test_greedy_runs_do_what_the_heads_say(
         self,
         load: Load,
@@ -45,10 +49,12 @@ class TestTrainedHeads:
         name: str,
         n_max: int,
         p_min: float,
+        at_once: int,
     ) -> None:
         """Ids, drafted, accepted and rounds are equal, not just close: K and p_min are heeded."""
         own = heads[name]
         job = job_of(spec, own, own.draft, n_max, p_min)
+        job = replace(job, settings=replace(job.settings, concurrent_requests=at_once))
         samples = measured(load(job), job, prompts)
         for index, text in enumerate(TEXTS):
             start = start_state(law, CATEGORY, text, index)
@@ -59,9 +65,12 @@ class TestTrainedHeads:
             assert plain.output_ids == drafted.output_ids
             assert plain.output_ids == law.greedy_walk(start, job.generate_tokens)
             assert drafted.parity is Parity.EXACT
+            if at_once > 1 and own.kind in WORSE_WITH_NEIGHBOURS:
+                continue
             assert (drafted.drafted, drafted.accepted) == (expected.drafted, expected.accepted)
-            assert drafted.rounds == expected.target_passes
-            assert drafted.accepted_per_position == expected.accepted_per_position
+            if at_once == 1:
+                assert drafted.rounds == expected.target_passes
+                assert drafted.accepted_per_position == expected.accepted_per_position
             assert drafted.accepted > 0
             if p_min:
                 assert drafted.drafted < own.rounds(start, job.generate_tokens, n_max).drafted

@@ -1,0 +1,49 @@
+"""What-ifs as rows of text: always apart from what was measured of the target's own text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from farm.report.wording import (
+    configuration,
+    interval_text,
+    number_text,
+    pair_label,
+    percent_text,
+    plain,
+    speedup_text,
+    temperature_label,
+)
+from farm.services.recommend import WhatIfCurve
+
+WHAT_IF_HEADING = "What if: synthetic acceptance; the text is not valid output"
+WHAT_IF_NOTE = (
+    "llama.cpp accepted drafted tokens at random here, as often as it was told. The speeds are "
+    "measured; what a draft with that acceptance would cost is this draft's cost. Nothing above "
+    "rests on these."
+)
+WHAT_IF_HEADER = (
+    "Setup", "Content", "Configuration", "Speedup", "95 % interval", "Acceptance", "Tokens/round",
+    "Baseline tok/s", "Speculative tok/s", "Prompts",
+)  # fmt: skip
+
+
+def what_if_rows(curves: Sequence[WhatIfCurve]) -> list[tuple[str, ...]]:
+    """Return one row per made-up acceptance tried."""
+    return [
+        (
+            f"{plain(curve.setup.machine)} · {pair_label(curve.setup)} · "
+            f"temperature {temperature_label(curve.setup.temperature)}",
+            curve.setup.category,
+            configuration(point.speculation, curve.setup.temperature),
+            speedup_text(point.speedup),
+            interval_text(point.speedup),
+            percent_text(point.acceptance_rate),
+            number_text(point.tokens_per_round, 2),
+            number_text(point.baseline_tok_s),
+            number_text(point.speculative_tok_s),
+            str(point.prompts),
+        )
+        for curve in curves
+        for point in curve.curve
+    ]
