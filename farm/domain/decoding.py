@@ -109,8 +109,8 @@ class Settings:
     how many experts of a mixture each token is given, None as many as the model asks for.
     numa: llama.cpp's policy, on Linux alone. depth_tokens: tokens of other text in the context
     before each prompt. concurrent_requests: how many a server works on at once, each with
-    context_tokens of its own. chat_template: on where prompts are a user's messages, in the target's
-    own form; else they are text to go on from.
+    context_tokens of its own. chat_template: on where prompts are a user's messages, in the
+    target's own form; else they are text to go on from.
     """
 
     context_tokens: int = 2048
