@@ -19,6 +19,7 @@ from farm.cli.session import JsonOption, err, out, print_json
 app = typer.Typer(
     name="builds",
     no_args_is_help=True,
+    add_completion=False,
     help="Compile, register and list builds of llama-server for the engine of that name.",
 )
 

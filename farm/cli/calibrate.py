@@ -21,6 +21,7 @@ NOTICE = "Calibration pairs are not language models: their output is a known tab
 app = typer.Typer(
     name="calibrate",
     no_args_is_help=True,
+    add_completion=False,
     help=f"Make and inspect calibration pairs, whose acceptance is known exactly. {NOTICE}",
 )
 

@@ -10,7 +10,7 @@ from farm.errors import InfrastructureError
 from farm.store.database import open_database
 from farm.store.migrate import differences, require_head, upgrade
 
-app = typer.Typer(no_args_is_help=True, help="The database's tables.")
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="The database's tables.")
 
 
 @app.command("upgrade")
