@@ -15,9 +15,9 @@ from farm.domain.hardware import MachineKind
 from farm.domain.job import JobSpec
 from farm.domain.measurement import Sample
 from farm.errors import BenchmarkError, InfrastructureError, UserError
-from farm.gguf.calibration import calibration_prompt, is_calibration, law_of
+from farm.gguf.calibration import Law, calibration_prompt, is_calibration, law_of
 from farm.gguf.chat_template import ChatTemplate
-from farm.gguf.header import read_header
+from farm.gguf.header import Header, read_header
 from farm.store import jobs
 from farm.store.database import reading, writing
 from farm.store.insert import insert_missing
@@ -26,6 +26,7 @@ from worker import provenance
 from worker.engines.contract import Engine, PreparedPrompt
 from worker.engines.registry import ENGINES
 from worker.heart import Heart
+from worker.law_check import LawCheck, require_law
 from worker.models import locate, require_memory
 from worker.probe.cpu import decoding_threads
 from worker.probe.environment import read_environment
@@ -139,7 +140,9 @@ class Executor:
         deadline = time.monotonic() + self._job_timeout_s
         target = locate(spec.target, self._models_folder)
         draft = locate(spec.draft, self._models_folder) if spec.draft else None
-        prompts = self._prompts(spec, target)
+        header = read_header(target)
+        law = law_of(header) if is_calibration(header) else None
+        prompts = self._prompts(spec, header, law)
         before = read_environment()
         engine = self._loaded(claim, spec, target, draft, deadline)
         build = engine.build
@@ -155,6 +158,7 @@ class Executor:
                 build_digest=build.digest,
                 **provenance.recorded(found),
             )
+        law_check = LawCheck(law, spec.sampling.temperature, prompts)
         for sample in engine.run(spec, prompts, deadline):
             if heart.lost.is_set():
                 raise LeaseLost
@@ -162,16 +166,19 @@ class Executor:
                 raise Stopping
             if sample is not None:
                 self._store(claim, sample)
+                law_check.add(sample)
         if not self._spool.flush(self._database, claim, patience_s=jobs.LEASE_SECONDS):
             raise LeaseLost
-        after = read_environment()
+        after, checks = read_environment(), law_check.result()
         with writing(self._database) as session:
             jobs.describe_attempt(
                 session,
                 claim,
                 environment_after=after.to_payload(),
+                checks=checks,
                 **provenance.recorded(provenance.settled(found, after)),
             )
+        require_law(checks)
 
     def _on_this_machine(self, spec: JobSpec) -> JobSpec:
         """Fill in what a job leaves to the machine. llama.cpp's library takes 4 threads whatever
@@ -197,17 +204,15 @@ class Executor:
             self._engine.end()
         self._engine = self._engine_pair = None
 
-    def _prompts(self, spec: JobSpec, target: Path) -> list[PreparedPrompt]:
+    def _prompts(self, spec: JobSpec, header: Header, law: Law | None) -> list[PreparedPrompt]:
         wanted = [*spec.prompts, *([spec.depth_text] if spec.depth_text else [])]
         with reading(self._database) as session:
             rows = session.execute(
                 select(PromptRow.digest, PromptRow.text).where(PromptRow.digest.in_(wanted))
             )
             texts = {row.digest: row.text for row in rows}
-        header = read_header(target)
         asked = [texts[digest] for digest in spec.prompts]
-        if is_calibration(header):
-            law = law_of(header)
+        if law is not None:
             asked = [
                 calibration_prompt(law, spec.category, text, index)
                 for index, text in enumerate(asked)

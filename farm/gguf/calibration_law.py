@@ -11,6 +11,7 @@ both store without rounding: the law here is the law in the file.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass
 from functools import cached_property
 
@@ -110,6 +111,14 @@ class Law:
         category, position = divmod(state - 1, self.states_per_category)
         return f"<{self.categories[category]}:{position:03d}>"
 
+    def last_state(self, text: str) -> int:
+        """Return the state that the end of a text puts both models in."""
+        marker = re.search(r"<([^<:>]+):(\d+)>$", text)
+        if not marker or marker[1] not in self.categories:
+            return TEXT_STATE
+        place = int(marker[2])
+        return self.states(marker[1])[place] if place < self.states_per_category else TEXT_STATE
+
     @cached_property
     def successors(self) -> NDArray[np.int64]:
         """Return each state's candidate next states, the target's favourite first: (states, 8)."""
@@ -134,6 +143,10 @@ class Law:
     def draft_probabilities(self, state: int, temperature: float) -> NDArray[np.float64]:
         """Return the draft's law after a state over the target's vocabulary."""
         return self._spread(state, self.draft_logits[state], temperature)
+
+    def target_by_rank(self, temperature: float) -> NDArray[np.float64]:
+        """Return the target's probabilities of `successors`, in their order: (states, 8)."""
+        return softmax(self.target_logits, temperature)
 
     def _spread(
         self, state: int, logits: NDArray[np.float64], temperature: float

@@ -34,7 +34,8 @@ RING_AGAIN_SECONDS = 60.0
 # A crash or a lost worker may be chance; these would only fail again.
 FINAL_ERROR_KINDS = frozenset(
     {"model-missing", "model-changed", "load-failed", "incompatible", "bad-request", "timeout",
-     "too-little-memory", "unsupported", "not-speculating", "build-changed"}
+     "too-little-memory", "unsupported", "not-speculating", "build-changed",
+     "wrong-law"}
 )  # fmt: skip
 
 
@@ -111,7 +112,7 @@ def heartbeat(session: Session, claim: Claim) -> bool:
 
 
 def describe_attempt(session: Session, claim: Claim, **values: Any) -> None:
-    """Record facts of the running attempt (environment, build digest, provenance)."""
+    """Record facts of the running attempt (environment, build digest, provenance, checks)."""
     session.execute(
         update(AttemptRow)
         .where(AttemptRow.job_id == claim.job_id, AttemptRow.epoch == claim.epoch)

@@ -21,6 +21,7 @@ from farm.gguf.calibration import (
     start_state,
 )
 from farm.gguf.calibration_acceptance import expect, stationary
+from farm.gguf.calibration_tables import TEXT_STATE
 
 CATEGORIES = tuple(category.value for category in Category)
 SHARES = tuple(RESEMBLING_AGREEMENT[category] for category in Category)
@@ -246,3 +247,25 @@ def test_every_shape_has_room_for_its_law() -> None:
         for model in (shape.target, shape.draft):
             assert model.n_embd > 8 * shape.states_per_category
             assert (model.vocab_size or shape.minimal_vocab) >= shape.minimal_vocab
+
+
+@pytest.mark.parametrize("before", ["", "some text ", "<chat:001>", "< "])
+def test_a_text_ends_in_the_state_of_its_last_marker(before: str) -> None:
+    for state in (1, 5, LAW.n_states - 1):
+        assert LAW.last_state(before + LAW.marker(state)) == state
+
+
+@pytest.mark.parametrize(
+    "text", ["", "text", "<chat:001> more", "<nothing:001>", "<chat:999>", "<chat:one>"]
+)
+def test_a_text_without_a_marker_at_its_end_is_in_the_text_state(text: str) -> None:
+    assert LAW.last_state(text) == TEXT_STATE
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.3])
+def test_probabilities_by_rank_are_those_by_token(temperature: float) -> None:
+    by_rank = LAW.target_by_rank(temperature)
+    for state in (1, LAW.n_states - 1):
+        tokens = [LAW.token(following) for following in LAW.successors[state]]
+        expected = LAW.target_probabilities(state, temperature)[tokens]
+        assert by_rank[state] == pytest.approx(expected)
