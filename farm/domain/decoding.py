@@ -157,3 +157,11 @@ class Settings:
             "experts_used": self.experts_used is not None,
         }
         return tuple(name for name, is_lossy in changes.items() if is_lossy)
+
+    @property
+    def unmodified(self) -> Settings:
+        """Return these settings without what is lossy: as the target's own law has it."""
+        if not self.lossy:
+            return self
+        plain = replace(self, experts_used=None)
+        return replace(plain, cache_type_k="f16", cache_type_v="f16") if plain.lossy else plain

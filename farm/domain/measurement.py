@@ -9,10 +9,11 @@ from farm.domain.job import Arm
 
 
 class Parity(StrEnum):
-    """How a speculative output compares with the baseline's at temperature 0.
+    """How an output compares with its reference at temperature 0.
 
-    Above temperature 0 two correct outputs differ, so the finding is NOT_COMPARED. NOT_VALID is a
-    text under a made-up acceptance (`WhatIf`): the target's own it never is.
+    A speculative output's reference is the baseline's. A baseline's, where settings are lossy, is
+    the unmodified target's. Above temperature 0 two correct outputs differ: NOT_COMPARED. A text
+    under a made-up acceptance (`WhatIf`) is never the target's own: NOT_VALID.
     """
 
     EXACT = "exact"
@@ -30,7 +31,7 @@ class Sample:
     so decode tok/s is (generated_tokens - 1) / decode_ms * 1000. accepted_per_position[i] counts
     rounds whose (i+1)-th drafted token was accepted. For a baseline the speculative counts are 0
     and the arrays empty. None is what the engine does not report, never 0. first_divergence is an
-    index into output_ids, None where equal or not compared; margin_logits is the baseline's top-2
+    index into output_ids, None where equal or not compared; margin_logits is the reference's top-2
     logit gap there, and control_token the target's best token there when the baseline's own text
     is scored in passes as wide as a verification.
     """

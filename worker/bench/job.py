@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from worker.bench.control import control_token
 from worker.bench.decode import Run, baseline, speculative, top_two_margin
 from worker.bench.depth import at_depth
 from worker.bench.drafters import Drafter, ModelDrafter, PromptLookup
 from worker.bench.failure import Failure
 from worker.bench.llama import Context, Model
 from worker.bench.load import choose_numa
+from worker.bench.reference import References
 from worker.bench.sampling import rule
 
 WARM_UP_TOKENS = 16
@@ -26,6 +28,12 @@ WARM_UP_TOKENS = 16
 STAYS_WARM_S = 1.0
 ARMS = ("baseline", "speculative")
 CACHES = ("cache_type_k", "cache_type_v")
+NOT_COMPARED: dict[str, Any] = {
+    "compared": False,
+    "first_divergence": None,
+    "margin_logits": None,
+    "control_token": None,
+}
 
 
 class Pair:
@@ -50,6 +58,7 @@ class Pair:
                 draft_path, settings["draft_gpu_layers"], settings["draft_device"]
             )
         self._contexts: dict[str, Context] = {}
+        self._references = References(target_path, self._target_model, settings)
         self._ran_at = -math.inf
         if not self._target_model.rolls_back:
             raise Failure(
@@ -71,9 +80,12 @@ class Pair:
         """Yield a sample per prompt x repeat x arm, in mirrored order (A B, B A, ...).
 
         job: prompts (digest, text, depth_text), speculation, temperature, seed, generate_tokens,
-        repeats.
+        repeats; unmodified: the settings that make the target the one that a lossy baseline is held
+        against.
         """
         prompts = self._tokenised(job)
+        if unmodified := job.get("unmodified"):
+            self._refer(prompts, job["generate_tokens"], unmodified)
         target = self._context("target", self._target_model)
         if monotonic() - self._ran_at > STAYS_WARM_S:
             warm_up = {**job, "generate_tokens": min(WARM_UP_TOKENS, job["generate_tokens"])}
@@ -90,7 +102,7 @@ class Pair:
                     arm: self._run_arm(arm, target, tokens, job, stream=(repeat + 1, number))
                     for arm in arms
                 }
-                divergence, margin = self._compare(target, tokens, runs, job)
+                findings = self._compare(target, tokens, runs, job)
                 for arm in arms:
                     yield {
                         **asdict(runs[arm]),
@@ -99,10 +111,23 @@ class Pair:
                         "arm": arm,
                         "output_digest": _digest(runs[arm].output_ids),
                         "peak_rss_bytes": peak_rss_bytes(),
-                        "first_divergence": divergence if arm == "speculative" else None,
-                        "margin_logits": margin if arm == "speculative" else None,
+                        **findings[arm],
                     }
                 self._ran_at = monotonic()
+
+    def _refer(
+        self,
+        prompts: list[tuple[str, list[int]]],
+        generate_tokens: int,
+        unmodified: dict[str, Any],
+    ) -> None:
+        """Have the unmodified target's texts, with no cache of the arms' beside its own."""
+        texts = [tokens for _, tokens in prompts]
+        if new := self._references.missing(texts, generate_tokens):
+            while self._contexts:
+                self._contexts.popitem()[1].close()
+            self._ran_at = -math.inf
+            self._references.prepare(new, generate_tokens, unmodified)
 
     def _tokenised(self, job: dict[str, Any]) -> list[tuple[str, list[int]]]:
         room = self._settings["context_tokens"] - job["generate_tokens"] - job_n_max(job)
@@ -173,16 +198,32 @@ class Pair:
 
     def _compare(
         self, target: Context, tokens: list[int], runs: dict[str, Run], job: dict[str, Any]
-    ) -> tuple[int | None, float | None]:
+    ) -> dict[str, dict[str, Any]]:
+        """Return per arm what its greedy text is next to its reference's.
+
+        The speculative arm's reference is the baseline; the baseline's, where one was asked for,
+        is the unmodified target.
+        """
+        findings = {arm: dict(NOT_COMPARED) for arm in ARMS}
         if job["temperature"] > 0:
-            return None, None
+            return findings
         plain, drafted = (runs[arm].output_ids for arm in ARMS)
-        if plain == drafted:
-            return None, None
-        shortest = min(len(plain), len(drafted))
-        differing = (i for i in range(shortest) if plain[i] != drafted[i])
-        position = next(differing, shortest)
-        return position, top_two_margin(target, tokens, plain, position)
+        position = _first_difference(plain, drafted)
+        findings["speculative"] |= {"compared": True, "first_divergence": position}
+        if position is not None:
+            findings["speculative"] |= {
+                "margin_logits": top_two_margin(target, tokens, plain, position),
+                "control_token": control_token(target, tokens, plain, position, job_n_max(job)),
+            }
+        reference = job.get("unmodified") and self._references.text(tokens, job["generate_tokens"])
+        if reference:
+            position = _first_difference(reference.output_ids, plain)
+            findings["baseline"] |= {
+                "compared": True,
+                "first_divergence": position,
+                "margin_logits": None if position is None else reference.margin(position),
+            }
+        return findings
 
 
 def job_n_max(job: dict[str, Any]) -> int:
@@ -194,6 +235,14 @@ def peak_rss_bytes() -> int:
     """Return the most memory this process has held so far."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _first_difference(left: list[int], right: list[int]) -> int | None:
+    """Return the first index at which two texts differ, one's end included."""
+    if left == right:
+        return None
+    shortest = min(len(left), len(right))
+    return next((i for i in range(shortest) if left[i] != right[i]), shortest)
 
 
 def _digest(output_ids: list[int]) -> str:

@@ -131,6 +131,10 @@ class Model:
             lib.llama_model_is_recurrent(self._model) or lib.llama_model_is_hybrid(self._model)
         )
 
+    def close(self) -> None:
+        """Free the model; its contexts come first."""
+        lib.llama_model_free(self._model)
+
     def tokenize(self, text: str, *, bare: bool = False) -> list[int]:
         """Return token ids, with the model's own special tokens around them unless `bare`."""
         raw, whole = text.encode(), not bare
@@ -192,6 +196,11 @@ class Context:
         self._logits_address = 0
         self._logits: Logits = np.empty((0, vocab_tokens), np.float32)
         self.length = 0
+
+    def close(self) -> None:
+        """Free the cache and everything else of the context."""
+        lib.llama_batch_free(self._batch)
+        lib.llama_free(self._context)
 
     def clear(self) -> None:
         """Forget the sequence."""

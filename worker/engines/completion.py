@@ -17,6 +17,16 @@ from worker.engines.server import Metrics
 
 
 @dataclass(frozen=True)
+class Finding:
+    """A text next to its reference's; the fields are those of `Sample`."""
+
+    parity: Parity = Parity.NOT_COMPARED
+    first_divergence: int | None = None
+    margin_logits: float | None = None
+    control_token: int | None = None
+
+
+@dataclass(frozen=True)
 class Completion:
     """One answered request. rounds and accepted_per_position are None where the server does not
     report them."""
@@ -32,14 +42,7 @@ class Completion:
     accepted_per_position: tuple[int, ...] | None
     peak_rss_bytes: int | None
 
-    def sample(
-        self,
-        repeat: int,
-        arm: Arm,
-        parity: Parity = Parity.NOT_COMPARED,
-        position: int | None = None,
-        margin: float | None = None,
-    ) -> Sample:
+    def sample(self, repeat: int, arm: Arm, finding: Finding) -> Sample:
         """Return the sample of this run. A server never says how long drafting took."""
         unknown = None if arm is Arm.SPECULATIVE else 0.0
         plain = arm is Arm.BASELINE
@@ -62,9 +65,7 @@ class Completion:
             output_ids=self.output_ids,
             output_digest=hashlib.sha256(np.asarray(self.output_ids, "<i4").tobytes()).hexdigest(),
             peak_rss_bytes=self.peak_rss_bytes,
-            parity=parity,
-            first_divergence=position,
-            margin_logits=margin,
+            **vars(finding),
         )
 
 

@@ -47,13 +47,18 @@ class InProcessEngine:
             "generate_tokens": spec.generate_tokens,
             "repeats": spec.repeats,
         }
+        if spec.settings.lossy and spec.sampling.temperature <= 0:
+            own, unmodified = asdict(spec.settings), asdict(spec.settings.unmodified)
+            job["unmodified"] = {
+                name: value for name, value in unmodified.items() if value != own[name]
+            }
         self._child.send({"do": "run", "job": job})
         while True:
             message = _listen(self._child, deadline)
             if message is None:
                 yield None
             elif message["event"] == "sample":
-                yield _sample(message["sample"], greedy=spec.sampling.temperature <= 0)
+                yield _sample(message["sample"])
             elif message["event"] == "done":
                 return
 
@@ -135,10 +140,10 @@ def _listen(child: Child, deadline: float) -> dict[str, Any] | None:
     return message
 
 
-def _sample(message: dict[str, Any], *, greedy: bool) -> Sample:
+def _sample(message: dict[str, Any]) -> Sample:
     arm = Arm(message["arm"])
     parity = Parity.NOT_COMPARED
-    if greedy and arm is Arm.SPECULATIVE:
+    if message.pop("compared"):
         parity = classify(message["first_divergence"], message["margin_logits"])
     arrays = ("output_ids", "accepted_per_position", "drafted_per_position")
     tuples = {name: tuple(message[name]) for name in arrays}

@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import time
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +23,9 @@ from farm.domain.engines import LLAMA_SERVER
 from farm.domain.job import Arm, JobSpec
 from farm.domain.measurement import Parity, Sample
 from farm.errors import BenchmarkError
-from farm.science.parity import classify, first_divergence
 from worker.bench.depth import at_depth
-from worker.engines.completion import (
-    Completion,
-    margin_after,
-    margin_in,
-    read_completion,
-    request,
-    told,
-)
+from worker.engines.comparison import References, compared
+from worker.engines.completion import Completion, Finding, read_completion, request
 from worker.engines.contract import BuildInfo, PreparedPrompt
 from worker.engines.load import WARM_UP_TEXT, Load, fill_ins
 from worker.engines.pairing import ARMS, Step, in_blocks, in_turns, interleaved, of_one_arm
@@ -56,23 +49,15 @@ class _Item:
     step: Step
     runs: dict[Arm, Completion]
 
-    def divergence(self, spec: JobSpec) -> int | None:
-        """Return where greedy texts part, None where they are equal or not to be compared."""
-        if spec.sampling.temperature > 0 or spec.speculation.what_if is not None:
-            return None
-        return first_divergence(*(self.runs[arm].output_ids for arm in ARMS))
-
-    def samples(self, spec: JobSpec, margin: float | None = None) -> Iterator[Sample]:
-        """Yield both arms' samples. margin: the baseline's, in logits, where the texts part."""
-        position = self.divergence(spec)
-        parity = classify(position, margin)
-        if spec.sampling.temperature > 0:
-            parity = Parity.NOT_COMPARED
+    def finding(self, spec: JobSpec) -> Finding | None:
+        """Return what the speculative text is to the baseline's, None where they part: why they do
+        is the baseline server's to tell."""
         if spec.speculation.what_if is not None:
-            parity = Parity.NOT_VALID
-        repeat = self.step.repeat
-        yield self.runs[Arm.BASELINE].sample(repeat, Arm.BASELINE)
-        yield self.runs[Arm.SPECULATIVE].sample(repeat, Arm.SPECULATIVE, parity, position, margin)
+            return Finding(Parity.NOT_VALID)
+        if spec.sampling.temperature > 0:
+            return Finding(Parity.NOT_COMPARED)
+        plain, drafted = (self.runs[arm].output_ids for arm in ARMS)
+        return Finding(Parity.EXACT) if plain == drafted else None
 
 
 class LlamaServerEngine:
@@ -95,6 +80,7 @@ class LlamaServerEngine:
         self._side_by_side = side_by_side
         self._servers: dict[Arm, Server] = {}
         self._at_depth: dict[PreparedPrompt, list[int]] = {}
+        self._references = References(self._unmodified, self._in_context)
         self._ran_at = 0.0
         self.isolation = ""
         self._numbers = itertools.count(1)
@@ -117,14 +103,17 @@ class LlamaServerEngine:
         """
         items: dict[tuple[int, int], _Item] = {}
         waiting: list[_Item] = []
+        if new := self._references.missing(spec, prompts):
+            self._end_servers()
+            yield from self._references.prepare(spec, new, deadline)
         drafted, could_draft = 0, False
         for steps in self._order(spec, len(prompts)):
             yield from self._ready(steps, spec, prompts, deadline)
-            for found in self._answers(steps, spec, prompts, deadline):
-                if found is None:
+            for answered in self._answers(steps, spec, prompts, deadline):
+                if answered is None:
                     yield None
                     continue
-                step, run = found
+                step, run = answered
                 key = (step.repeat, step.prompt)
                 item = items.setdefault(key, _Item(prompts[step.prompt], step, {}))
                 item.runs[step.arm] = run
@@ -134,8 +123,8 @@ class LlamaServerEngine:
                 if len(item.runs) < len(ARMS):
                     continue
                 del items[key]
-                if item.divergence(spec) is None:
-                    yield from item.samples(spec)
+                if (found := item.finding(spec)) is not None:
+                    yield from self._samples(item, spec, found)
                 else:
                     waiting.append(item)
             # A margin is the baseline's to tell, so a divergence waits until that is up and idle.
@@ -167,9 +156,14 @@ class LlamaServerEngine:
         return "\n".join(tails)
 
     def end(self) -> None:
-        """End both servers."""
+        """End every server."""
+        self._references.end()
+        self._end_servers()
+
+    def _end_servers(self) -> None:
         for server in self._servers.values():
             server.end()
+        self._servers.clear()
 
     def _order(self, spec: JobSpec, prompts: int) -> Iterable[list[Step]]:
         """Return the runs in order, those together that one server works on at once."""
@@ -215,7 +209,11 @@ class LlamaServerEngine:
         self._servers[arm] = wanted
         yield from wanted.start(deadline)
 
-    def _server(self, arm: Arm, spec: JobSpec) -> Server:
+    def _unmodified(self, spec: JobSpec) -> Server:
+        plain = replace(spec, settings=spec.settings.unmodified)
+        return self._server(Arm.BASELINE, plain, "reference")
+
+    def _server(self, arm: Arm, spec: JobSpec, role: str = "") -> Server:
         dialect = ask(self.build.name, self._binary)
         speculates = arm is Arm.SPECULATIVE
         draft = self._draft if speculates else None
@@ -233,7 +231,7 @@ class LlamaServerEngine:
                 overrides(spec.settings, self._target),
             ),
             [self._target, draft] if draft else [self._target],
-            self._log.with_suffix(f".{arm}.log"),
+            self._log.with_suffix(f".{role or arm}.log"),
             speculates,
             spec.settings.concurrent_requests,
         )
@@ -304,30 +302,18 @@ class LlamaServerEngine:
     ) -> Generator[Sample | None, None, None]:
         while waiting:
             item = waiting.pop(0)
-            position = item.divergence(spec)
-            margin = None
-            if position is not None:
-                margin = yield from self._margin(item, spec, position, deadline)
-            yield from item.samples(spec, margin)
+            server = self._servers[Arm.BASELINE]
+            prompt = self._in_context(server, item.prompt, spec)
+            texts = [item.runs[arm].output_ids for arm in ARMS]
+            found = yield from compared(server, spec, prompt, *texts, deadline)
+            yield from self._samples(item, spec, found)
 
-    def _margin(
-        self, item: _Item, spec: JobSpec, position: int, deadline: float
-    ) -> Waiting[float | None]:
-        """Return the baseline's gap between its two best logits where the arms parted.
-
-        The baseline walks its own path again, token by token, so that its arithmetic is the same.
-        None where it does not arrive at the same place. Where neighbours took part in that
-        arithmetic it might not, so it is told the path instead.
-        """
-        baseline = self._servers[Arm.BASELINE]
-        text = self._in_context(baseline, item.prompt, spec)
-        if spec.settings.concurrent_requests > 1:
-            ids = item.runs[Arm.BASELINE].output_ids[:position]
-            question = told(text, ids, spec.sampling)
-            return margin_after((yield from baseline.complete(question, deadline)))
-        asked = request(text, position + 1, spec.sampling, 0, alternatives=2)
-        answer = yield from baseline.complete(asked, deadline)
-        return margin_in(answer, item.runs[Arm.BASELINE].output_ids, position)
+    def _samples(self, item: _Item, spec: JobSpec, found: Finding) -> Iterator[Sample]:
+        """Yield both arms' samples. found: what the speculative text is to the baseline's."""
+        plain = item.runs[Arm.BASELINE]
+        lossy = self._references.compared(spec, item.prompt, plain.output_ids)
+        yield plain.sample(item.step.repeat, Arm.BASELINE, lossy)
+        yield item.runs[Arm.SPECULATIVE].sample(item.step.repeat, Arm.SPECULATIVE, found)
 
 
 class LlamaServerFactory:

@@ -86,3 +86,21 @@ class TestLossy:
         self, settings: Settings, lossy: tuple[str, ...]
     ) -> None:
         assert settings.lossy == lossy
+
+    @pytest.mark.parametrize(
+        ("settings", "unmodified"),
+        [
+            (Settings(threads=2), Settings(threads=2)),
+            (Settings(cache_type_k="bf16"), Settings(cache_type_k="bf16")),
+            (Settings(cache_type_k="bf16", cache_type_v="q8_0"), Settings()),
+            (
+                Settings(cache_type_k="f32", experts_used=2, gpu_layers=7),
+                Settings(cache_type_k="f32", gpu_layers=7),
+            ),
+        ],
+    )
+    def test_takes_back_what_is_lossy_and_nothing_else(
+        self, settings: Settings, unmodified: Settings
+    ) -> None:
+        assert settings.unmodified == unmodified
+        assert settings.unmodified.lossy == ()

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farm.domain.measurement import Parity
-from farm.science.parity import NEAR_TIE_LOGITS, classify, first_divergence
+from farm.science.parity import NEAR_TIE_LOGITS, Cause, classify, explain, first_divergence
 
 tokens = st.lists(st.integers(0, 5), max_size=12)
 
@@ -84,3 +84,20 @@ class TestClassify:
 
     def test_a_margin_that_is_no_number_excuses_nothing(self) -> None:
         assert classify(3, float("nan")) is Parity.MISMATCH
+
+
+class TestExplain:
+    @pytest.mark.parametrize(
+        ("emitted", "control", "cause"),
+        [
+            (7, 7, Cause.ARITHMETIC),
+            (0, 0, Cause.ARITHMETIC),
+            (7, 8, Cause.UNEXPLAINED),
+            # The text had ended where the control goes on.
+            (None, 8, Cause.UNEXPLAINED),
+            (7, None, Cause.UNKNOWN),
+            (None, None, Cause.UNKNOWN),
+        ],
+    )
+    def test_known_answers(self, emitted: int | None, control: int | None, cause: Cause) -> None:
+        assert explain(emitted, control) is cause

@@ -61,10 +61,8 @@ def test_arms_come_in_mirrored_order(pair: Pair, law: Law):
 
 def test_a_sample_holds_every_field_that_the_worker_does_not_add_itself(pair: Pair, law: Law):
     for sample in pair.run(job_of(law)):
-        assert set(sample) == {field.name for field in fields(Sample)} - {
-            "parity",
-            "generated_tokens",
-        }
+        added = {"parity", "generated_tokens"}
+        assert set(sample) - {"compared"} == {field.name for field in fields(Sample)} - added
 
 
 def test_a_greedy_samples_values(pair: Pair, law: Law):
@@ -82,6 +80,7 @@ def test_a_greedy_samples_values(pair: Pair, law: Law):
     assert plain["accepted_per_position"] == plain["drafted_per_position"] == []
     assert len(drafted["drafted_per_position"]) == 3
     assert 1 + drafted["rounds"] + drafted["accepted"] == 10
+    assert (plain["compared"], drafted["compared"]) == (False, True)
     assert plain["first_divergence"] is None
     assert drafted["first_divergence"] is drafted["margin_logits"] is None
     assert all(drafted[name] >= 0 for name in TIMES)
@@ -105,6 +104,7 @@ def test_sampled_outputs_repeat_with_their_seed(pair: Pair, law: Law):
 
 def test_a_sampled_pair_of_outputs_is_not_compared(pair: Pair, law: Law):
     for sample in pair.run(job_of(law, temperature=1.0)):
+        assert sample["compared"] is False
         assert sample["first_divergence"] is sample["margin_logits"] is None
 
 
