@@ -12,7 +12,7 @@ from farm.report.wording import (
     configuration,
     interval_text,
     number_text,
-    parity_text,
+    outputs_text,
     percent_text,
     series_label,
     speedup_text,
@@ -132,7 +132,7 @@ def curve_values(recommendation: Recommendation, axes: Axes) -> list[dict[str, A
                 "acceptance_text": percent_text(point.acceptance_rate),
                 "rate_text": f"{number_text(point.baseline_tok_s)} → "
                 f"{number_text(point.speculative_tok_s)}",
-                "parity_text": parity_text(point.parity),
+                "parity_text": outputs_text((point,)),
                 "prompts": point.prompts,
             }
         )

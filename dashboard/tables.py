@@ -9,10 +9,10 @@ import pandas as pd
 from farm.report.tables import ALL_USERS_HEADER
 from farm.report.wording import (
     configuration,
-    headline_parity,
+    headline_outputs,
     interval_text,
     labelled_verdict,
-    parity_text,
+    outputs_text,
 )
 from farm.services.recommend import CurvePoint, Recommendation
 
@@ -56,7 +56,7 @@ def _advice_cells(recommendation: Recommendation) -> dict[str, object]:
         | unjudged
         | {
             "95 % interval": interval_text(None),
-            "Parity": parity_text(headline_parity(recommendation)),
+            "Parity": headline_outputs(recommendation),
             "Prompts": max(point.prompts for point in recommendation.curve),
         }
     )
@@ -71,7 +71,7 @@ def _figures(point: CurvePoint) -> dict[str, object]:
         "Tokens/round": point.tokens_per_round,
         "Baseline tok/s": point.baseline_tok_s,
         "Speculative tok/s": point.speculative_tok_s,
-        "Parity": parity_text(point.parity),
+        "Parity": outputs_text((point,)),
         "Prompts": point.prompts,
     }
 

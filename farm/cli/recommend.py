@@ -76,14 +76,12 @@ def table_of(subject: Subject, left: Sequence[str], right: Sequence[str]) -> Tab
         f"temperature {wording.temperature_label(setup.temperature)}, {setup.build}{apart}\n"
         f"{settings}"
     )
-    captions = [CALIBRATION_NOTE] if setup.is_calibration else []
-    captions += [wording.LOSSY_NOTE] if setup.settings.lossy else []
     table = Table(
         title=escape(title),
         title_justify="left",
         title_style="bold",
         box=box.SIMPLE_HEAD,
-        caption="\n".join(captions) or None,
+        caption=escape("\n".join(_notes(subject))) or None,
         caption_justify="left",
     )
     for column in left:
@@ -93,11 +91,22 @@ def table_of(subject: Subject, left: Sequence[str], right: Sequence[str]) -> Tab
     return table
 
 
+def _notes(subject: Subject) -> list[str]:
+    """Return what stands below a table: what is no language model, and what is lossy."""
+    setup = subject.setup
+    notes = [CALIBRATION_NOTE] if setup.is_calibration else []
+    notes += [wording.LOSSY_NOTE] if setup.settings.lossy else []
+    for recommendation in subject.recommendations:
+        if lossy := wording.lossy_text(recommendation):
+            notes.append(f"{recommendation.setup.category}: {lossy}")
+    return notes
+
+
 def figures_of(point: CurvePoint) -> list[str]:
     """Return a configuration's `FIGURES`."""
     return [
         wording.speedup_text(point.speedup),
         wording.interval_text(point.speedup),
         wording.percent_text(point.acceptance_rate),
-        wording.parity_text(point.parity),
+        wording.outputs_text((point,)),
     ]

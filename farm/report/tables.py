@@ -11,18 +11,21 @@ from farm.report.wording import (
     NOT_MEASURED,
     as_good_text,
     configuration,
-    headline_parity,
+    headline_outputs,
     interval_text,
     labelled_verdict,
+    lossy_text,
+    mismatch_causes,
     number_text,
+    outputs_text,
     pair_label,
-    parity_text,
     percent_text,
     settings_text,
     speedup_text,
     temperature_label,
     total_parity,
 )
+from farm.science.parity import Cause
 from farm.science.recommendation import Verdict
 from farm.services.recommend import Recommendation
 
@@ -89,7 +92,7 @@ def curve_rows(recommendation: Recommendation) -> list[tuple[str, ...]]:
                 number_text(point.tokens_per_round, 2),
                 number_text(point.baseline_tok_s),
                 number_text(point.speculative_tok_s),
-                parity_text(point.parity),
+                outputs_text((point,)),
                 str(point.prompts),
                 *(tuple(map(number_text, together)) * several),
             )
@@ -104,29 +107,35 @@ def parity_rows(recommendations: Sequence[Recommendation]) -> list[tuple[str, ..
         total = total_parity(item.curve)
         if total.get(Parity.MISMATCH):
             finding = "output changed"
+            if mismatch_causes(item.curve).keys() == {Cause.ARITHMETIC}:
+                finding += " by batch arithmetic"
         elif total.get(Parity.NEAR_TIE):
             finding = "rounding only"
         else:
-            finding = "identical" if total.get(Parity.EXACT) else "not compared"
+            finding = "identical" if total.get(Parity.EXACT) else outputs_text(item.curve)
+        if item.setup.settings.lossy:
+            finding += "; the baseline is lossy"
         order = (Parity.EXACT, Parity.NEAR_TIE, Parity.MISMATCH, Parity.NOT_COMPARED)
         rows.append((item.setup.category, finding, *(str(total.get(name, 0)) for name in order)))
     return rows
 
 
 def reason_text(recommendation: Recommendation) -> str:
-    """Return the reason for the verdict, what came closest, and what measured as good."""
+    """Return the reason for the verdict, what came closest or measured as good, what is lossy."""
     parts = [recommendation.reason]
     if recommendation.best is not None and recommendation.verdict is Verdict.OFF:
         speculation = recommendation.best.speculation
         parts.append(f"closest: {configuration(speculation, recommendation.setup.temperature)}")
     if others := as_good_text(recommendation):
         parts.append(f"as good: {others}")
+    if lossy := lossy_text(recommendation):
+        parts.append(lossy)
     return "; ".join(parts)
 
 
 def _headline(recommendation: Recommendation) -> tuple[str, ...]:
     best = recommendation.best
-    parity = parity_text(headline_parity(recommendation))
+    parity = headline_outputs(recommendation)
     if best is None:
         prompts = max((point.prompts for point in recommendation.curve), default=0)
         return (*[NOT_MEASURED] * 7, parity, str(prompts))

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from farm.domain.decoding import Settings, Speculation, SpeculationKind
 from farm.domain.measurement import Parity
 from farm.science.paired import MIN_PAIRS, Interval
+from farm.science.parity import Cause
 from farm.science.recommendation import Verdict
 from farm.services.recommend import CALIBRATION_NOTE, CurvePoint, Recommendation, Setup
 
@@ -28,6 +29,9 @@ HOW_TO_READ = (
     "Parity compares the outputs at temperature 0. Exact: the same tokens. Near-tie: they part "
     "where the target's two best tokens are so close that rounding decides. Mismatch: they part "
     "for another reason; such a configuration is never recommended.",
+    "As a control the baseline's own text is scored in wide passes, as verifying does, without "
+    "speculation. A mismatch by batch scoring alone is one that this reproduces: the machine's "
+    "arithmetic. Any other is an error of speculation.",
 )
 
 LOSSY = "lossy"
@@ -167,6 +171,44 @@ def number_text(value: float | None, digits: int = 1) -> str:
     return NOT_MEASURED if value is None else f"{value:.{digits}f}"
 
 
+def outputs_text(points: Sequence[CurvePoint]) -> str:
+    """Return what is known of the outputs of some configurations: parity, with what the control
+    explains, or above temperature 0 the check against a calibration pair's law."""
+    checks = [arm for point in points for check in point.law_checks for arm in check.values()]
+    if checks and all(arm["p_value"] is not None for arm in checks):
+        return f"law held, {sum(arm['tokens'] for arm in checks):,} tokens"
+    text = parity_text(total_parity(points))
+    causes = mismatch_causes(points)
+    if causes.keys() <= {Cause.UNKNOWN}:
+        return text
+    return f"{text} ({causes[Cause.ARITHMETIC] or 'none'} by batch scoring alone)"
+
+
+def mismatch_causes(points: Sequence[CurvePoint]) -> Counter[str]:
+    """Return the causes of hard mismatches over several configurations."""
+    total: Counter[str] = Counter()
+    for point in points:
+        total.update(point.causes.get(Parity.MISMATCH, {}))
+    return total
+
+
+def lossy_text(recommendation: Recommendation) -> str | None:
+    """Say what lossy settings did to the target's own text, None where there are none."""
+    settings = recommendation.setup.settings
+    if not settings.lossy:
+        return None
+    names = ", ".join(SETTINGS[name].format(getattr(settings, name)) for name in settings.lossy)
+    parity = recommendation.unmodified_parity
+    prompts = sum(parity.values())
+    if not prompts:
+        return f"lossy ({names}): not compared with the unmodified target"
+    differing = prompts - parity.get(Parity.EXACT, 0)
+    return (
+        f"lossy ({names}): text differs from the unmodified target's on "
+        f"{differing} of {prompts} prompts"
+    )
+
+
 def parity_text(parity: dict[str, int]) -> str:
     """Return the findings over all compared outputs: "exact 22/24, near-tie 2"."""
     if Parity.NOT_VALID in parity:
@@ -183,11 +225,10 @@ def parity_text(parity: dict[str, int]) -> str:
     return ", ".join(parts)
 
 
-def headline_parity(recommendation: Recommendation) -> dict[str, int]:
-    """Return the parity counts of the best configuration, or of all where none was usable."""
-    if recommendation.best is not None:
-        return recommendation.best.parity
-    return total_parity(recommendation.curve)
+def headline_outputs(recommendation: Recommendation) -> str:
+    """Return `outputs_text` of the best configuration, or of all where none was usable."""
+    best = recommendation.best
+    return outputs_text(recommendation.curve if best is None else (best,))
 
 
 def total_parity(points: Sequence[CurvePoint]) -> dict[str, int]:

@@ -19,10 +19,15 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Candidate:
-    """One measured configuration: ln(speedup) per prompt and how many outputs were wrong."""
+    """One measured configuration: ln(speedup) per prompt and how many outputs were wrong.
+
+    arithmetic: how many of the mismatches wide passes alone explain (`parity.Cause`), None where
+    that is unknown.
+    """
 
     log_speedups: tuple[float, ...]
     mismatches: int = 0
+    arithmetic: int | None = None
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,8 @@ def advise(candidates: Sequence[Candidate]) -> Advice:
     """Pick the best candidate whose interval lies above 1, and say off where there is none.
 
     The intervals hold together, so looking at all of them and picking one is allowed. Candidates
-    with hard mismatches are never picked: a faster wrong answer is no answer.
+    with hard mismatches are never picked: a faster wrong answer is no answer, and one that wide
+    passes alone explain is no less another answer. The reason names the cause.
     """
     judged = sum(len(candidate.log_speedups) >= MIN_PAIRS for candidate in candidates)
     speedups = tuple(
@@ -61,7 +67,8 @@ def advise(candidates: Sequence[Candidate]) -> Advice:
     }
     if not usable:
         if any(interval is not None for interval in speedups):
-            return Advice(Verdict.OFF, None, (), speedups, "every configuration changed the output")
+            reason = f"every configuration changed the output: {_mismatches(candidates)}"
+            return Advice(Verdict.OFF, None, (), speedups, reason)
         return Advice(
             Verdict.UNDECIDED, None, (), speedups, f"fewer than {MIN_PAIRS} prompts measured"
         )
@@ -74,7 +81,22 @@ def advise(candidates: Sequence[Candidate]) -> Advice:
         if index != best and interval.high >= top.estimate
     )
     if proven:
-        return Advice(Verdict.ON, best, as_good, speedups, "the interval lies above 1")
-    if all(interval.high < 1 for interval in usable.values()):
-        return Advice(Verdict.OFF, best, as_good, speedups, "every configuration is slower")
-    return Advice(Verdict.OFF, best, as_good, speedups, "a gain is not proven")
+        verdict, reason = Verdict.ON, "the interval lies above 1"
+    elif all(interval.high < 1 for interval in usable.values()):
+        verdict, reason = Verdict.OFF, "every configuration is slower"
+    else:
+        verdict, reason = Verdict.OFF, "a gain is not proven"
+    if any(candidate.mismatches for candidate in candidates):
+        reason += f"; left out for changed output: {_mismatches(candidates)}"
+    return Advice(verdict, best, as_good, speedups, reason)
+
+
+def _mismatches(candidates: Sequence[Candidate]) -> str:
+    """Say how many outputs were wrong, and how many of them wide passes alone explain."""
+    wrong = [candidate for candidate in candidates if candidate.mismatches]
+    count = sum(candidate.mismatches for candidate in wrong)
+    said = f"{count} hard mismatch{'es' * (count > 1)}"
+    known = [candidate.arithmetic for candidate in wrong if candidate.arithmetic is not None]
+    if not known:
+        return said
+    return f"{said}, {sum(known) or 'none'} of them reproduced by batch scoring alone"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -16,8 +16,9 @@ from farm.domain.measurement import Parity
 from farm.domain.prompt import Category
 from farm.domain.provenance import Conditions
 from farm.science.paired import Interval
+from farm.science.parity import Cause, explain
 from farm.science.recommendation import Candidate, Verdict, advise
-from farm.store.attempts import job_conditions
+from farm.store.attempts import job_checks, job_conditions
 from farm.store.queries import MeasuredSample, measured_samples
 
 CALIBRATION_NOTE = "calibration pair: a known law at a real shape's cost, not a language model"
@@ -60,7 +61,9 @@ class CurvePoint:
 
     speedup: simultaneous 95 % interval, None under 3 prompts. Rates are totals over the samples;
     None where nothing was drafted or decoded, or the engine does not report it. *_tok_s is what one
-    user sees; server_*_tok_s is all users' together, None where there is but one.
+    user sees; server_*_tok_s is all users' together, None where there is but one. causes: what the
+    control says (`farm.science.parity.Cause`) of each finding but exact, counted. law_checks: per
+    job on a calibration pair above temperature 0, tokens and p-value by arm.
     """
 
     speculation: Speculation
@@ -74,6 +77,8 @@ class CurvePoint:
     jobs: tuple[int, ...] = ()
     server_baseline_tok_s: float | None = None
     server_speculative_tok_s: float | None = None
+    causes: dict[str, dict[str, int]] = field(default_factory=dict)
+    law_checks: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,11 @@ class WhatIfCurve:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """Advice for one setup. best is what to use, or with verdict off what came closest."""
+    """Advice for one setup. best is what to use, or with verdict off what came closest.
+
+    unmodified_parity: where the settings are lossy, prompts by how the baseline's text compares
+    with the unmodified target's; empty where that was not measured.
+    """
 
     setup: Setup
     verdict: Verdict
@@ -95,6 +104,7 @@ class Recommendation:
     best: CurvePoint | None
     as_good: tuple[CurvePoint, ...]
     curve: tuple[CurvePoint, ...]
+    unmodified_parity: dict[str, int] = field(default_factory=dict)
 
     def to_payload(self) -> dict[str, Any]:
         """Return the recommendation as JSON types. lossy: which settings change the output."""
@@ -121,6 +131,7 @@ def what_ifs(
 def _judged(session: Session, sweep_id: int | None, job_id: int | None) -> list[Recommendation]:
     samples, specs = measured_samples(session, sweep_id, job_id)
     conditions = job_conditions(session, list(specs))
+    checks = job_checks(session, list(specs))
     by_job: dict[int, list[MeasuredSample]] = defaultdict(list)
     for sample in samples:
         by_job[sample.job_id].append(sample)
@@ -139,7 +150,7 @@ def _judged(session: Session, sweep_id: int | None, job_id: int | None) -> list[
         # What still ties stays in the order in which it was measured.
         return (*pair, setup.temperature, place, setup.category, settings, setup.prompt_count)
 
-    return [_recommend(setup, cells[setup]) for setup in sorted(cells, key=position)]
+    return [_recommend(setup, cells[setup], checks) for setup in sorted(cells, key=position)]
 
 
 def _setup(sample: MeasuredSample, spec: JobSpec, conditions: Conditions | None) -> Setup:
@@ -167,13 +178,18 @@ def _setup(sample: MeasuredSample, spec: JobSpec, conditions: Conditions | None)
     )
 
 
-def _recommend(setup: Setup, cells: dict[Speculation, list[MeasuredSample]]) -> Recommendation:
+def _recommend(
+    setup: Setup,
+    cells: dict[Speculation, list[MeasuredSample]],
+    checks: dict[int, dict[str, Any]],
+) -> Recommendation:
     speculations = sorted(
         cells, key=lambda spec: (spec.n_max, spec.p_min, spec.accept.value, str(spec.what_if))
     )
     advice = advise([_candidate(cells[speculation]) for speculation in speculations])
+    at_once = setup.settings.concurrent_requests
     curve = tuple(
-        _point(speculation, cells[speculation], interval, setup.settings.concurrent_requests)
+        _point(speculation, cells[speculation], interval, at_once, checks)
         for speculation, interval in zip(speculations, advice.speedups, strict=True)
     )
     return Recommendation(
@@ -183,14 +199,39 @@ def _recommend(setup: Setup, cells: dict[Speculation, list[MeasuredSample]]) -> 
         best=None if advice.best is None else curve[advice.best],
         as_good=tuple(curve[index] for index in advice.as_good),
         curve=curve,
+        unmodified_parity=_unmodified_parity([run for runs in cells.values() for run in runs]),
     )
 
 
 def _candidate(samples: Sequence[MeasuredSample]) -> Candidate:
+    causes = _causes(samples).get(Parity.MISMATCH, {})
+    known = causes.keys() - {Cause.UNKNOWN}
     return Candidate(
         tuple(_log_speedups(samples).values()),
-        mismatches=sum(sample.parity == Parity.MISMATCH for sample in samples),
+        mismatches=sum(causes.values()),
+        arithmetic=causes.get(Cause.ARITHMETIC, 0) if known else None,
     )
+
+
+def _causes(samples: Sequence[MeasuredSample]) -> dict[str, dict[str, int]]:
+    """Count the causes of speculative outputs that parted from the baseline's, by finding."""
+    found: dict[str, Counter[str]] = defaultdict(Counter)
+    for sample in samples:
+        if sample.arm == Arm.SPECULATIVE and sample.parity in (Parity.NEAR_TIE, Parity.MISMATCH):
+            cause = explain(sample.emitted_token, sample.control_token)
+            found[sample.parity][cause.value] += 1
+    return {finding: dict(counts) for finding, counts in found.items()}
+
+
+def _unmodified_parity(samples: Sequence[MeasuredSample]) -> dict[str, int]:
+    """Count prompts by the worst finding of their baselines, which lossy settings alone have."""
+    order = (Parity.EXACT, Parity.NEAR_TIE, Parity.MISMATCH)
+    worst: dict[str, int] = {}
+    for sample in samples:
+        if sample.arm == Arm.BASELINE and sample.parity in order:
+            rank = order.index(Parity(sample.parity))
+            worst[sample.prompt_digest] = max(rank, worst.get(sample.prompt_digest, 0))
+    return dict(Counter(order[rank].value for rank in worst.values()))
 
 
 def _log_speedups(samples: Sequence[MeasuredSample]) -> dict[str, float]:
@@ -216,6 +257,7 @@ def _point(
     samples: Sequence[MeasuredSample],
     speedup: Interval | None,
     at_once: int,
+    checks: dict[int, dict[str, Any]],
 ) -> CurvePoint:
     arms = {arm: [sample for sample in samples if sample.arm == arm] for arm in Arm}
     speculative = arms[Arm.SPECULATIVE]
@@ -234,6 +276,12 @@ def _point(
         jobs=tuple(sorted({sample.job_id for sample in samples})),
         server_baseline_tok_s=_server_tok_s(arms[Arm.BASELINE], at_once),
         server_speculative_tok_s=_server_tok_s(speculative, at_once),
+        causes=_causes(speculative),
+        law_checks=tuple(
+            checks[job_id]["law"]
+            for job_id in sorted({sample.job_id for sample in samples})
+            if "law" in checks.get(job_id, {})
+        ),
     )
 
 

@@ -85,3 +85,17 @@ def job_attempt(session: Session, job_id: int) -> JobAttempt | None:
         environment_after=attempt.environment_after if attempt else None,
         checks=attempt.checks if attempt else None,
     )
+
+
+def job_checks(session: Session, job_ids: Sequence[int]) -> dict[int, dict[str, Any]]:
+    """Return what was checked of finished jobs as a whole, by id; jobs without are left out."""
+    return {
+        row.job_id: row.checks
+        for some in portions(job_ids)
+        for row in session.execute(
+            select(AttemptRow.job_id, AttemptRow.checks).where(
+                AttemptRow.job_id.in_(some), AttemptRow.outcome == "done"
+            )
+        )
+        if row.checks
+    }

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, func, select
+from sqlalchemy import ColumnElement, case, func, select
 from sqlalchemy.orm import Session, aliased
 
 from farm.domain.job import JobSpec, JobState
+from farm.store.arrays import unpack
 from farm.store.database import portions
 from farm.store.schema import (
     AttemptRow,
@@ -26,7 +27,11 @@ from farm.store.schema import (
 
 @dataclass(frozen=True)
 class MeasuredSample:
-    """A sample of a finished job, with what tells it from samples it must not be mixed with."""
+    """A sample of a finished job, with what tells it from samples it must not be mixed with.
+
+    emitted_token: what it said where it parted from its reference, None where it did not, or had
+    ended there.
+    """
 
     job_id: int
     machine: str
@@ -47,6 +52,8 @@ class MeasuredSample:
     drafted: int | None
     accepted: int | None
     parity: str
+    control_token: int | None
+    emitted_token: int | None
 
 
 def measured_samples(
@@ -76,6 +83,10 @@ def measured_samples(
             SampleRow.drafted,
             SampleRow.accepted,
             SampleRow.parity,
+            SampleRow.control_token,
+            SampleRow.first_divergence,
+            # The texts of the few that parted, and no other blob.
+            case((SampleRow.first_divergence.is_not(None), SampleRow.arrays)),
         )
         .join(AttemptRow, AttemptRow.job_id == JobRow.id)
         .join(
@@ -95,8 +106,18 @@ def measured_samples(
         )
     if job_id is not None:
         query = query.where(JobRow.id == job_id)
-    samples = [MeasuredSample(*tuple(row)) for row in session.execute(query)]
+    samples = [
+        MeasuredSample(*(*columns, _token_at(position, arrays)))
+        for *columns, position, arrays in map(tuple, session.execute(query))
+    ]
     return samples, job_specs(session, sorted({sample.job_id for sample in samples}))
+
+
+def _token_at(position: int | None, arrays: bytes | None) -> int | None:
+    if position is None or arrays is None:
+        return None
+    output_ids = unpack(arrays)["output_ids"]
+    return output_ids[position] if position < len(output_ids) else None
 
 
 def job_specs(session: Session, job_ids: Sequence[int]) -> dict[int, JobSpec]:

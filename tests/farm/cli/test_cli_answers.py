@@ -11,6 +11,7 @@ from sample_farm import add_machine, claimed, measure, model, paired, queue_jobs
 from sqlalchemy import Engine
 
 from farm.domain.decoding import Settings, WhatIf
+from farm.domain.measurement import Parity
 from farm.store import jobs
 from farm.store.database import writing
 
@@ -209,6 +210,25 @@ class TestRecommend:
         measure(farm, add_machine(farm), paired((2.0,) * 6))
 
         assert "target[bold]" in run("recommend").stdout
+
+    @pytest.mark.parametrize("command", ["recommend", "results"])
+    def test_says_what_lossy_settings_did(self, run: Run, farm: Engine, command: str) -> None:
+        queue_jobs(farm, [spec(settings=Settings(cache_type_k="q8_0"))])
+        runs = paired((2.0,) * 6)
+        for at in range(0, 6, 2):
+            runs[at] = replace(runs[at], parity=Parity.NEAR_TIE, first_divergence=3)
+        for at in range(6, 12, 2):
+            runs[at] = replace(runs[at], parity=Parity.EXACT)
+        measure(farm, add_machine(farm), runs)
+
+        said = " ".join(run(command).stdout.split())
+
+        assert (
+            "chat: lossy (K cache q8_0): text differs from the unmodified target's on "
+            "3 of 6 prompts"
+        ) in said
+        (found,) = run(command, "--json").json
+        assert found["unmodified_parity"] == {"near-tie": 3, "exact": 3}
 
 
 class TestMachines:

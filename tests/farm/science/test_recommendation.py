@@ -9,10 +9,17 @@ from farm.science.paired import MIN_PAIRS, ratio_interval
 from farm.science.recommendation import Candidate, Verdict, advise
 
 
-def around(ratio: float, spread: float = 0.02, prompts: int = 6, mismatches: int = 0) -> Candidate:
+def around(
+    ratio: float,
+    spread: float = 0.02,
+    prompts: int = 6,
+    mismatches: int = 0,
+    arithmetic: int | None = None,
+) -> Candidate:
     """Return a candidate whose speedups lie evenly around a ratio."""
     offsets = np.linspace(-spread, spread, prompts)
-    return Candidate(tuple(math.log(ratio) + float(offset) for offset in offsets), mismatches)
+    speedups = tuple(math.log(ratio) + float(offset) for offset in offsets)
+    return Candidate(speedups, mismatches, arithmetic)
 
 
 class TestVerdict:
@@ -38,7 +45,31 @@ class TestVerdict:
         advice = advise([around(2.0, mismatches=1), around(3.0, mismatches=2)])
 
         assert (advice.verdict, advice.best) == (Verdict.OFF, None)
-        assert advice.reason == "every configuration changed the output"
+        assert advice.reason == "every configuration changed the output: 3 hard mismatches"
+
+    @pytest.mark.parametrize(
+        ("candidates", "said"),
+        [
+            ([(1, None)], "1 hard mismatch"),
+            ([(1, 0)], "1 hard mismatch, none of them reproduced by batch scoring alone"),
+            ([(2, 2)], "2 hard mismatches, 2 of them reproduced by batch scoring alone"),
+            (
+                [(2, 1), (3, 0), (1, None)],
+                "6 hard mismatches, 1 of them reproduced by batch scoring alone",
+            ),
+        ],
+    )
+    def test_the_reason_names_the_cause_and_arithmetic_is_no_excuse(
+        self, candidates: list[tuple[int, int | None]], said: str
+    ) -> None:
+        wrong = [around(3.0, mismatches=count, arithmetic=some) for count, some in candidates]
+
+        refused, kept = advise(wrong), advise([around(1.4), *wrong])
+
+        assert (refused.verdict, refused.best) == (Verdict.OFF, None)
+        assert refused.reason == f"every configuration changed the output: {said}"
+        assert (kept.verdict, kept.best) == (Verdict.ON, 0)
+        assert kept.reason == f"the interval lies above 1; left out for changed output: {said}"
 
     def test_undecided_when_too_few_prompts_were_measured(self) -> None:
         advice = advise([around(2.0, prompts=MIN_PAIRS - 1), Candidate(())])
