@@ -162,7 +162,7 @@ def test_without_memory_for_it_the_job_is_measured_without_a_reference(
     honest = Model.context
 
     def no_room(self: Model, settings: dict[str, Any]) -> Any:
-        if settings["cache_type_k"] == "f16":
+        if settings["context_tokens"] != one_thread_payload["context_tokens"]:
             raise Failure("load-failed", "llama.cpp could not make a context.")
         return honest(self, settings)
 

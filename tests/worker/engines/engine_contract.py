@@ -22,6 +22,7 @@ from farm.domain.job import Arm, JobSpec, ModelRef
 from farm.domain.measurement import Parity, Sample
 from farm.errors import BenchmarkError
 from farm.gguf.calibration import Law, calibration_prompt, start_state
+from farm.science.parity import first_divergence
 from worker import isolation
 from worker.engines.contract import Engine, EngineFactory, PreparedPrompt
 from worker.engines.llama_server import LlamaServerEngine
@@ -196,6 +197,10 @@ class EngineContract(ABC):
             job = replace(mixture, settings=replace(spec.settings, experts_used=experts))
             samples = of_arm(measured(load(job), job, prompts), Arm.BASELINE)
             said[experts] = [sample.output_ids for sample in samples]
+            for own, sample in zip(said[None], samples, strict=True):
+                # Held against the model's own number, in words that it says itself.
+                assert (sample.parity is Parity.NOT_COMPARED) == (experts is None)
+                assert sample.first_divergence == first_divergence(own, sample.output_ids)
         assert said[None] == said[USED]
         for index in range(len(prompts)):
             assert len({said[experts][index] for experts in (1, USED, EXPERTS)}) == 3

@@ -53,10 +53,18 @@ def parted(samples: list[Sample]) -> list[tuple[Sample, Cause]]:
 
 
 class TestControl:
+    @pytest.mark.parametrize("depth_tokens", [0, 96])
     def test_forced_acceptance_is_no_arithmetic(
-        self, load: Load, spec: JobSpec, prompts: list[PreparedPrompt], forced: None
+        self,
+        load: Load,
+        spec: JobSpec,
+        prompts: list[PreparedPrompt],
+        forced: None,
+        depth_tokens: int,
     ) -> None:
-        samples = measured(load(spec), spec, prompts)
+        deep = replace(spec, settings=replace(spec.settings, depth_tokens=depth_tokens))
+        filled = [replace(prompt, depth_text="0123456789") for prompt in prompts]
+        samples = measured(load(deep), deep, filled)
 
         found = parted(samples)
         assert {cause for _, cause in found} == {Cause.UNEXPLAINED}
