@@ -264,7 +264,8 @@ def test_the_settings_of_a_job_reach_llama_cpp(
         numa="distribute" if sys.platform == "linux" else "off",
         experts_used=EXPERTS,
     )
-    job = replace(spec, settings=settings)
+    # Above temperature 0 nothing is loaded beside it, to hold its lossy settings against.
+    job = replace(spec, settings=settings, sampling=Sampling(1.0, 0))
     log = tmp_path / "child.log"
     assert spec.draft is not None
     engine = InProcessFactory().load(job, mixture, Path(spec.draft.path), log, soon())
