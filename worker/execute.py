@@ -158,7 +158,9 @@ class Executor:
                 build_digest=build.digest,
                 **provenance.recorded(found),
             )
-        law_check = LawCheck(law, spec.sampling.temperature, prompts)
+        # A made-up acceptance follows no law of the target's.
+        followed = law if spec.speculation.what_if is None else None
+        law_check = LawCheck(followed, spec.sampling.temperature, prompts)
         for sample in engine.run(spec, prompts, deadline):
             if heart.lost.is_set():
                 raise LeaseLost

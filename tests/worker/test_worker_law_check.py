@@ -62,8 +62,9 @@ SERVED = {"engine": "llama-server", "accept": "match"}
 def work_off(farm: SmallFarm, temperature: float, **changes: object) -> None:
     """Submit one job and run it."""
     usual = {"engine": "in-process", "build": "installed", "accept": "exact", "tokens": TOKENS}
+    more = str(changes.pop("more", ""))
     text = SWEEP.format(temperature=temperature, **usual | changes)
-    (farm.folder / "sweep.yaml").write_text(text)
+    (farm.folder / "sweep.yaml").write_text(text + more)
     submit(farm.database, plan_sweep(farm.folder / "sweep.yaml"))
     farm.executor().work_off()
 
@@ -135,6 +136,15 @@ class TestLlamaServer:
         assert {check["tokens"] for check in checks.values()} == {PROMPTS * TOKENS}
         # One seed for both arms, so one text.
         assert checks["baseline"] == checks["speculative"]
+
+    def test_a_made_up_acceptance_follows_no_law_and_fails_nothing(
+        self, small_farm: SmallFarm, quick: None, llama_tools: ToolBuild
+    ) -> None:
+        more = "what_if: [{rates: [1, 1, 1]}]\n"
+        work_off(small_farm, 1.0, **SERVED, build=llama_tools.name, more=more)
+
+        (attempt,) = small_farm.attempts()
+        assert (attempt.outcome, attempt.checks) == ("done", None)
 
     def test_forced_acceptance_fails_the_job(
         self,

@@ -33,9 +33,9 @@ def compared(
 ) -> Waiting[Finding]:
     """Return the finding of a speculative text. server: the baseline's; prompt: as it had it.
 
-    For the control the baseline reads its own path as a prompt, in passes of the physical batch. For
-    the margin it walks that path again, token by token; where neighbours took part in the arithmetic
-    it might not arrive at the same place, so the margin is the control's.
+    For the control the baseline reads its own path as a prompt, in passes of the physical batch.
+    For the margin it walks that path again, token by token. Where neighbours took part in the
+    arithmetic it might not arrive at the same place, and the margin is the control's.
     """
     position = first_divergence(baseline_ids, speculative_ids)
     if position is None:

@@ -304,8 +304,8 @@ class LlamaServerEngine:
             item = waiting.pop(0)
             server = self._servers[Arm.BASELINE]
             prompt = self._in_context(server, item.prompt, spec)
-            texts = [item.runs[arm].output_ids for arm in ARMS]
-            found = yield from compared(server, spec, prompt, *texts, deadline)
+            plain, drafted = (item.runs[arm].output_ids for arm in ARMS)
+            found = yield from compared(server, spec, prompt, plain, drafted, deadline)
             yield from self._samples(item, spec, found)
 
     def _samples(self, item: _Item, spec: JobSpec, found: Finding) -> Iterator[Sample]:
