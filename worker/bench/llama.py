@@ -8,6 +8,7 @@ import os
 import platform
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,12 @@ BATCH_TOKENS = 512
 WORDS = {"type_k": CACHE_TYPES, "type_v": CACHE_TYPES, "flash_attn_type": FLASH_ATTENTION}
 # What a context may round or clamp.
 READ_BACK = ("n_ctx", "n_batch", "n_ubatch", "n_seq_max", "n_threads", "n_threads_batch")
+
+# The binding's own gives a pointer object; its address, which is all that is wanted, costs more
+# to take than the call itself.
+_logits_address = ctypes.cast(
+    lib.llama_get_logits, ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)
+)
 
 
 @lib.llama_log_callback  # type: ignore[untyped-decorator]
@@ -149,7 +156,12 @@ class Model:
 
     def ends_text(self, token: int) -> bool:
         """Say whether the token ends a generation."""
-        return bool(lib.llama_vocab_is_eog(self._vocab, token))
+        return token in self._end_tokens
+
+    @cached_property
+    def _end_tokens(self) -> frozenset[int]:
+        ends = partial(lib.llama_vocab_is_eog, self._vocab)
+        return frozenset(filter(ends, range(self.vocab_tokens)))
 
     def context(self, settings: dict[str, Any]) -> Context:
         """Return a fresh context that decodes up to BATCH_TOKENS in one pass."""
@@ -186,14 +198,14 @@ class Context:
         self._memory = lib.llama_get_memory(context)
         self.vocab_tokens = vocab_tokens
         self._batch = lib.llama_batch_init(BATCH_TOKENS, 0, 1)
-        self._token = np.ctypeslib.as_array(self._batch.token, (BATCH_TOKENS,))
-        self._pos = np.ctypeslib.as_array(self._batch.pos, (BATCH_TOKENS,))
-        self._wanted = np.ctypeslib.as_array(self._batch.logits, (BATCH_TOKENS,))
-        self._steps = np.arange(BATCH_TOKENS, dtype=np.int32)
+        self._token = _array(self._batch.token, ctypes.c_int32)
+        self._pos = _array(self._batch.pos, ctypes.c_int32)
+        self._wanted = _array(self._batch.logits, ctypes.c_int8)
+        self._wanted[:] = [True] * BATCH_TOKENS
         for index in range(BATCH_TOKENS):
             self._batch.n_seq_id[index] = 1
             self._batch.seq_id[index][0] = 0
-        self._logits_address = 0
+        self._logits_at: int | None = None
         self._logits: Logits = np.empty((0, vocab_tokens), np.float32)
         self.length = 0
 
@@ -234,29 +246,39 @@ class Context:
         return self._pass(tokens, only_last=False)
 
     def _pass(self, tokens: Sequence[int], *, only_last: bool) -> Logits:
-        count = len(tokens)
+        # After a pass the processor's caches hold weights, and each step here costs ten times what
+        # it does in a loop of its own. So: ctypes, whose arrays take less code than numpy's, and
+        # nothing is set that stays the same.
+        count, length = len(tokens), self.length
         self._batch.n_tokens = count
         self._token[:count] = tokens
-        np.add(self._steps[:count], self.length, out=self._pos[:count])
-        self._wanted[:count] = not only_last
-        self._wanted[count - 1] = True
+        self._pos[:count] = range(length, length + count)
+        if only_last:
+            self._wanted[: count - 1] = [False] * (count - 1)
         status = lib.llama_decode(self._context, self._batch)
+        if only_last:
+            self._wanted[: count - 1] = [True] * (count - 1)
         if status != 0:
             raise Failure(
                 "decode-failed" if status < 0 else "bad-request",
                 f"llama_decode returned {status} at {self.length} + {count} tokens"
                 + ("; the context is full." if status == 1 else "."),
             )
-        self.length += count
+        self.length = length + count
         return self._outputs(1 if only_last else count)
 
     def _outputs(self, rows: int) -> Logits:
-        pointer = lib.llama_get_logits(self._context)
-        address = ctypes.addressof(pointer.contents)
-        if address != self._logits_address:
+        address = _logits_address(self._context)
+        if address != self._logits_at:
             # A view over the most rows there can be; only those of the last pass are valid, and
             # only those are handed out. Making a view costs more than an argmax.
+            pointer = ctypes.cast(address, ctypes.POINTER(ctypes.c_float))
             self._logits = np.ctypeslib.as_array(pointer, (BATCH_TOKENS, self.vocab_tokens))
-            self._logits_address = address
+            self._logits_at = address
         logits: Logits = self._logits[:rows]
         return logits
+
+
+def _array(pointer: Any, element: Any) -> Any:
+    """Return a pointer's BATCH_TOKENS elements as an array that takes slices."""
+    return (element * BATCH_TOKENS).from_address(ctypes.addressof(pointer.contents))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 Logits = NDArray[np.float32]
-Law = NDArray[np.float64]
+Law = NDArray[np.float32]
+
+# In `draw`: two short running sums beat one over a vocabulary longer than this.
+UNDIVIDED_TOKENS = 8192
+BLOCK_TOKENS = 512
 
 # llama.cpp judges a drafted token by its share among this many best ones
 # (common/speculative.cpp, draft-simple: sampler top_k 10).
@@ -16,20 +21,38 @@ P_MIN_TOP_TOKENS = 10
 
 
 def softmax(logits: Logits, temperature: float) -> Law:
-    """Return the next-token law [vocabulary] at a temperature above 0."""
-    scaled = logits.astype(np.float64)
-    scaled -= scaled.max()
-    scaled /= temperature
-    np.exp(scaled, out=scaled)
-    scaled /= scaled.sum()
-    return scaled
+    """Return the next-token law [vocabulary] at a temperature above 0, as exact as its logits."""
+    law: Law = logits - np.maximum.reduce(logits)
+    law *= np.float32(1.0 / temperature)
+    np.exp(law, out=law)
+    law *= np.float32(1.0) / np.add.reduce(law)
+    return law
 
 
 def draw(law: Law, rng: np.random.Generator) -> int:
-    """Return a token drawn from a law; weights need not sum to 1."""
-    cumulative = np.cumsum(law)
-    point = rng.random() * cumulative[-1]
-    return min(int(np.searchsorted(cumulative, point, side="right")), len(law) - 1)
+    """Return a token drawn from a law; weights need not sum to 1.
+
+    From a large vocabulary a block of tokens is drawn first and then one of the block: a running
+    sum over all of it would cost more than the law itself.
+    """
+    share, start = rng.random(), 0
+    if len(law) > UNDIVIDED_TOKENS:
+        blocks = np.add.reduceat(law, np.arange(0, len(law), BLOCK_TOKENS))
+        block, share = _pick(blocks, share)
+        start = block * BLOCK_TOKENS
+        law = law[start : start + BLOCK_TOKENS]
+    return start + _pick(law, share)[0]
+
+
+def _pick(weights: Law, share: float) -> tuple[int, float]:
+    """Return in whose weight a share of them all ends, and what share of that weight it takes."""
+    cumulative = np.add.accumulate(weights, dtype=np.float64)
+    total = float(cumulative[-1])
+    # Rounding can put the point at the very end, behind which tokens without mass may lie.
+    point = min(share * total, math.nextafter(total, 0.0))
+    index = int(cumulative.searchsorted(point, "right"))
+    before = float(cumulative[index - 1]) if index else 0.0
+    return index, (point - before) / float(weights[index])
 
 
 def top_share(logits: Logits) -> float:
@@ -61,12 +84,15 @@ class Greedy:
         return int(logits.argmax()), None
 
     def verify(self, logits: Logits, drafted: list[int], laws: list[Law | None]) -> Verdict:
-        """Keep drafted tokens while they are the target's best. logits: [K + 1, vocabulary]."""
-        best = logits.argmax(axis=1).tolist()
-        accepted = 0
-        while accepted < len(drafted) and drafted[accepted] == best[accepted]:
-            accepted += 1
-        return Verdict(accepted, best[accepted])
+        """Keep drafted tokens while the target picks the same. logits: [K + 1, vocabulary].
+
+        Row by row: what follows the first that differs is never looked at.
+        """
+        for position, proposed in enumerate(drafted):
+            token = self.pick(logits[position])
+            if token != proposed:
+                return Verdict(position, token)
+        return Verdict(len(drafted), self.pick(logits[len(drafted)]))
 
 
 class Match(Greedy):
@@ -79,14 +105,6 @@ class Match(Greedy):
     def pick(self, logits: Logits) -> int:
         """Return a token drawn from the target's law."""
         return draw(softmax(logits, self._temperature), self._rng)
-
-    def verify(self, logits: Logits, drafted: list[int], laws: list[Law | None]) -> Verdict:
-        """Draw the target's token at each position and stop at the first that differs."""
-        for position, proposed in enumerate(drafted):
-            token = self.pick(logits[position])
-            if token != proposed:
-                return Verdict(position, token)
-        return Verdict(len(drafted), self.pick(logits[len(drafted)]))
 
 
 class Exact(Match):

@@ -15,7 +15,7 @@ from farm.gguf.calibration import Law
 from worker.bench import job as job_module
 from worker.bench.failure import Failure
 from worker.bench.job import Pair
-from worker.bench.llama import lib
+from worker.bench.llama import Model, lib
 from worker.bench.sampling import Greedy, rule
 
 TIMES = ("prompt_ms", "draft_prompt_ms", "decode_ms", "draft_ms", "verify_ms")
@@ -232,7 +232,7 @@ def test_a_cache_that_can_not_be_rolled_back_is_a_failure_and_no_wrong_result(
 def test_a_text_that_ends_at_once_ends_both_arms(
     pair: Pair, law: Law, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(lib, "llama_vocab_is_eog", lambda _vocab, _token: True)
+    monkeypatch.setattr(Model, "ends_text", lambda _model, _token: True)
 
     for sample in pair.run(job_of(law)):
         assert len(sample["output_ids"]) == 1

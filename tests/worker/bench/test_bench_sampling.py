@@ -16,7 +16,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from worker.bench.sampling import Exact, Greedy, Match, Verdict, draw, rule, softmax, top_share
+from worker.bench.sampling import (
+    BLOCK_TOKENS,
+    UNDIVIDED_TOKENS,
+    Exact,
+    Greedy,
+    Match,
+    Verdict,
+    draw,
+    rule,
+    softmax,
+    top_share,
+)
 
 ROUNDS = 4_000
 Z = 5.0
@@ -250,6 +261,20 @@ def test_draw_takes_the_ends_of_the_unit_interval():
 
     assert draw(law, FixedRng(0.0)) == 1
     assert draw(law, FixedRng(LAST_BELOW_ONE)) == 2
+
+
+@given(st.one_of(st.just(0.0), st.just(LAST_BELOW_ONE), st.floats(0, LAST_BELOW_ONE)))
+@settings(max_examples=150, deadline=None)
+def test_a_draw_from_a_large_vocabulary_is_where_the_running_sum_crosses(point: float):
+    law = np.random.default_rng(3).gamma(0.05, size=5 * UNDIVIDED_TOKENS + 77).astype(np.float32)
+    law[: 2 * BLOCK_TOKENS] = law[-2 * BLOCK_TOKENS :] = 0.0
+    running = np.cumsum(law, dtype=np.float64)
+
+    token = draw(law, FixedRng(point))
+
+    assert law[token] > 0
+    rounding = 1e-6 * running[-1]
+    assert running[token - 1] - rounding <= point * running[-1] <= running[token] + rounding
 
 
 @given(masses, masses, st.integers(0, 2**32))
