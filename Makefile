@@ -17,6 +17,10 @@ ENGINE := llama-cpp-python
 # Relative to where make runs, so that spaces in the checkout's path do no harm.
 HOME_HERE = FARM_HOME="$${FARM_HOME:-$$PWD/.farm}"
 
+# llama-server and its companions: those that are named, else compiled once.
+TOOLS = tools="$${FARM_LLAMA_TOOLS:-$$($(BIN)/farm builds compile --json | $(BIN)/python -c \
+	'import json, sys; print(json.load(sys.stdin)[0]["folder"])')}"
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup setup-dev demo dashboard test check lock bench-engine clean FORCE
@@ -36,9 +40,7 @@ dashboard: setup ## open the dashboard on the state in .farm
 	@$(HOME_HERE) $(BIN)/farm dashboard
 
 test: setup-dev ## run the tests; compiles llama-server once (minutes)
-	@tools="$${FARM_LLAMA_TOOLS:-$$($(BIN)/farm builds compile --json | $(BIN)/python -c \
-			'import json, sys; print(json.load(sys.stdin)[0]["folder"])')}" && \
-		FARM_LLAMA_TOOLS="$$tools" \
+	@$(TOOLS) && FARM_LLAMA_TOOLS="$$tools" \
 		FARM_LLAMA_SOURCE="$$($(BIN)/python -m farm.builds.source)" \
 		FARM_TEST_CHROMIUM="$$(sh scripts/chromium.sh)" $(BIN)/python -m pytest $(PYTEST_ARGS)
 
@@ -47,8 +49,8 @@ check: $(MADE)-dev ## lint, formatting and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench-engine: setup-dev ## compare the engines on this machine
-	@$(BIN)/python -m tests.bench.engine
+bench-engine: setup-dev ## the engine's speed, the farm's overhead, on a quiet machine (options: BENCH_ARGS)
+	@$(TOOLS) && FARM_LLAMA_TOOLS="$$tools" $(BIN)/python -m tests.bench.engine $(BENCH_ARGS)
 
 lock: $(MADE)-python ## resolve pyproject.toml into the lock files again (newest: LOCK_FLAGS=--upgrade)
 	$(COMPILE) pyproject.toml --extra postgres --no-emit-package $(ENGINE) -o requirements.lock

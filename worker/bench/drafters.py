@@ -62,7 +62,7 @@ class ModelDrafter:
         fed = self._known(tokens[self._context.length :])
         while len(proposal.tokens) < n_max:
             # A draft may know up to 128 tokens more than its target, which could not read them.
-            logits = self._context.decode(fed)[-1][: self._vocab]
+            logits = self._context.prefill(fed)[: self._vocab]
             if self._p_min > 0.0 and top_share(logits) < self._p_min:
                 break
             token, law = self._rule.propose(logits)

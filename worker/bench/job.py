@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
+import re
 import resource
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -233,6 +236,11 @@ def job_n_max(job: dict[str, Any]) -> int:
 
 def peak_rss_bytes() -> int:
     """Return the most memory this process has held so far."""
+    # Linux's getrusage counts what the parent held when it started this process, too.
+    with contextlib.suppress(OSError):
+        status = Path("/proc/self/status").read_text()
+        if peak := re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE):
+            return int(peak[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

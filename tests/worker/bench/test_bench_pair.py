@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -87,6 +89,15 @@ def test_a_greedy_samples_values(pair: Pair, law: Law):
     assert plain["draft_ms"] == plain["verify_ms"] == plain["draft_prompt_ms"] == 0
     assert drafted["draft_ms"] + drafted["verify_ms"] <= drafted["decode_ms"]
     assert plain["peak_rss_bytes"] > 1_000_000
+
+
+def test_the_peak_is_the_childs_own_and_not_its_parents():
+    ballast = np.ones(2**26)
+    asked = "from worker.bench.job import peak_rss_bytes; print(peak_rss_bytes())"
+
+    peak = int(subprocess.check_output([sys.executable, "-c", asked]))
+
+    assert 1_000_000 < peak < ballast.nbytes
 
 
 def test_sampled_outputs_repeat_with_their_seed(pair: Pair, law: Law):
