@@ -26,6 +26,7 @@ from tests.bench.timing import Figure, interleave, paired_ratio
 from worker.engines.contract import Engine
 
 BAR = 1.0
+TRIES = 5
 K = (4, 8, 16)
 TEXT = "def mean(values):\n    total = 0\n    for value in values:\n        total += value\n" * 3
 
@@ -127,13 +128,22 @@ def _speculative_simple(rig: Rig, n_max: int, asked: int) -> Decoded:
     command += ["-t", rig.threads, "-td", rig.threads, "--temp", 0, "--samplers", "temperature"]
     command += ["--spec-type", "draft-simple", "--spec-draft-n-max", n_max]
     command += ["--spec-draft-n-min", 0, "--spec-draft-p-min", 0, "-fit", "off"]
-    done = subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, check=False
-    )
-    said = done.stdout + done.stderr
+    said = _said([str(part) for part in command])
     decoded, counts = _DECODED.search(said), dict(_COUNT.findall(said))
-    if done.returncode != 0 or decoded is None:
-        raise BenchmarkError("crashed", f"llama-speculative-simple failed:\n{said[-1000:]}")
+    if decoded is None or len(counts) < 2:
+        raise BenchmarkError("garbage", f"llama-speculative-simple tells no speed:\n{said[-1000:]}")
     tokens, seconds = int(decoded[1]), float(decoded[2])
     work = Work(tokens, int(counts["n_drafted"]), int(counts["n_accept"]))
     return Decoded(work, tokens / seconds)
+
+
+def _said(command: list[str]) -> str:
+    # It logs in a thread, and now and then ends before the last lines are out.
+    for _ in range(TRIES):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        said = done.stdout + done.stderr
+        if done.returncode != 0:
+            raise BenchmarkError("crashed", f"llama-speculative-simple failed:\n{said[-1000:]}")
+        if "n_accept" in said:
+            break
+    return said
