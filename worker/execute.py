@@ -29,7 +29,7 @@ from worker.heart import Heart
 from worker.law_check import LawCheck, require_law
 from worker.models import locate, require_memory
 from worker.probe.cpu import decoding_threads
-from worker.probe.environment import read_environment
+from worker.probe.environment import Environment, read_environment
 from worker.spool import Spool
 
 log = logging.getLogger(__name__)
@@ -143,7 +143,7 @@ class Executor:
         header = read_header(target)
         law = law_of(header) if is_calibration(header) else None
         prompts = self._prompts(spec, header, law)
-        before = read_environment()
+        before = self._environment()
         engine = self._loaded(claim, spec, target, draft, deadline)
         build = engine.build
         chosen = {"decode_threads": spec.settings.threads, "isolation": engine.isolation}
@@ -171,7 +171,7 @@ class Executor:
                 law_check.add(sample)
         if not self._spool.flush(self._database, claim, patience_s=jobs.LEASE_SECONDS):
             raise LeaseLost
-        after, checks = read_environment(), law_check.result()
+        after, checks = self._environment(), law_check.result()
         with writing(self._database) as session:
             jobs.describe_attempt(
                 session,
@@ -181,6 +181,13 @@ class Executor:
                 **provenance.recorded(provenance.settled(found, after)),
             )
         require_law(checks)
+
+    @property
+    def _has_nvidia(self) -> bool:
+        return f"kind:{MachineKind.NVIDIA}" in self._claimer.selectors
+
+    def _environment(self) -> Environment:
+        return read_environment(has_nvidia=self._has_nvidia)
 
     def _on_this_machine(self, spec: JobSpec) -> JobSpec:
         """Fill in what a job leaves to the machine. llama.cpp's library takes 4 threads whatever
@@ -194,8 +201,7 @@ class Executor:
         if self._engine is not None and self._engine_pair == spec.pair_key:
             return self._engine
         self._unload()
-        has_gpu = f"kind:{MachineKind.NVIDIA}" in self._claimer.selectors
-        require_memory(spec, target, draft, has_gpu=has_gpu)
+        require_memory(spec, target, draft, has_gpu=self._has_nvidia)
         log_file = self._home / "logs" / f"job-{claim.job_id}-{claim.epoch}.log"
         self._engine = ENGINES[spec.engine].load(spec, target, draft, log_file, deadline)
         self._engine_pair = spec.pair_key

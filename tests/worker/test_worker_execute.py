@@ -237,7 +237,7 @@ def fill_memory(_farm: SmallFarm, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2**20, total=2**36))
     limits = SimpleNamespace(memory_available_bytes=None)
     patch.setattr(memory, "read_cgroup_limits", lambda: limits)
-    patch.setattr(execute, "read_environment", lambda: SimpleNamespace(to_payload=dict))
+    patch.setattr(execute, "read_environment", lambda **_: SimpleNamespace(to_payload=dict))
 
 
 def ask_too_much(farm: SmallFarm, _patch: pytest.MonkeyPatch) -> None:

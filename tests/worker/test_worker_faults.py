@@ -155,7 +155,7 @@ def test_a_lease_lost_at_the_very_end_is_not_reported_as_done(
 ):
     calls: list[int] = []
 
-    def read() -> Any:
+    def read(**_: bool) -> Any:
         calls.append(1)
         if len(calls) == 2:
             farm.sql("update job set lease_epoch = lease_epoch + 1")

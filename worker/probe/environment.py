@@ -67,11 +67,17 @@ class Environment:
         return payload
 
 
-def read_environment(load_window_s: float = LOAD_WINDOW_S) -> Environment:
-    """Read the environment now. Takes load_window_s and the tools' time; never raises."""
+def read_environment(
+    load_window_s: float = LOAD_WINDOW_S, *, has_nvidia: bool = True
+) -> Environment:
+    """Read the environment now. Takes load_window_s and the tools' time; never raises.
+
+    has_nvidia: False where the machine is known to have no such GPU; looking for one takes longer
+    than all else.
+    """
     # First, before the tools below make work of their own.
     busy_share = busy_share_of_others(load_window_s)
-    nvidia = read_nvidia()
+    nvidia = read_nvidia() if has_nvidia else None
     return Environment(
         os_release=_os_release(),
         kernel=platform.release(),

@@ -70,6 +70,16 @@ def test_gpu_readings_are_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
+def test_a_machine_without_such_a_gpu_is_not_searched_for_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gpu = NvidiaGpu("A", temperature_c=71, throttle_reasons=(), busy_share=0.5)
+    monkeypatch.setattr(environment, "read_nvidia", lambda: NvidiaReading("580.95.05", (gpu,)))
+
+    assert read_environment(0.01, has_nvidia=False).gpus == ()
+    assert read_environment(0.01, has_nvidia=True).gpus != ()
+
+
 def test_what_is_not_reported_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise OSError
