@@ -35,7 +35,7 @@ from worker.execute import Executor
 
 BAR_PERCENT = 1.0
 JOB_S, QUICK_JOB_S = 60.0, 10.0
-PROMPTS = 8
+PROMPTS = 2
 TOKENS = 256
 CONTEXT_TOKENS = 1024
 
