@@ -1,7 +1,9 @@
 """The engine's speed against its neighbours, and what the farm adds: `make bench-engine`.
 
 One calibration pair, one build and one number of threads; arms in turns, in mirrored order;
-medians and ratios by pairs. Each comparison says in its module what it compares.
+medians and ratios by pairs. How busy other programs were is read before each comparison, and the
+worst is said: on a busy machine a verdict means nothing. Each comparison says in its module what
+it compares.
 """
 
 from __future__ import annotations
@@ -29,6 +31,9 @@ from tests.bench import (
 from tests.bench.rig import Rig, demo_pair
 from tests.bench.timing import Figure
 from worker.probe.cpu import decoding_threads
+from worker.probe.load import busy_share_of_others
+
+LOAD_WINDOW_S = 1.0
 
 COMPARISONS: dict[str, Callable[[Rig], list[Figure]]] = {
     "llama-bench": llama_bench.measure,
@@ -47,14 +52,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         threads = options.threads or decoding_threads()
         rig = Rig(threads, options.quick, tools.ensure(console), Path(folder), demo_pair())
-        figures = []
+        figures, busy = [], []
         for name in options.only or COMPARISONS:
+            busy.append(busy_share_of_others(LOAD_WINDOW_S) or 0.0)
             with console.status(f"{name}, {threads} threads"):
                 figures += COMPARISONS[name](rig)
-    Console(width=None if sys.stdout.isatty() else 160).print(_table(figures, rig))
+    title = f"{rig.tools.name}, {threads} threads; others kept {max(busy):.0%} of the cores busy"
+    Console(width=None if sys.stdout.isatty() else 160).print(_table(figures, title))
     if options.json:
         rows = [asdict(figure) | {"is_met": figure.is_met} for figure in figures]
         result = {"build": rig.tools.name, "threads": threads, "quick": rig.is_quick}
+        result |= {"busy_share_of_others": max(busy)}
         options.json.write_text(json.dumps(result | {"figures": rows}, indent=2) + "\n")
     sys.exit(any(figure.is_met is False for figure in figures))
 
@@ -68,8 +76,8 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _table(figures: list[Figure], rig: Rig) -> Table:
-    table = Table(title=f"{rig.tools.name}, {rig.threads} threads", title_justify="left")
+def _table(figures: list[Figure], title: str) -> Table:
+    table = Table(title=title, title_justify="left")
     for heading in ("figure", "", "bar", "", "detail"):
         table.add_column(heading)
     for figure in figures:

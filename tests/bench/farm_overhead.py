@@ -6,7 +6,8 @@ The second finds the pair loaded and warm, as most jobs of a sweep do. From befo
 after the commit that finishes it, less the time that its samples say was spent in passes over
 prompts and in decoding, is what the farm adds: claiming, looking at the models' digests, reading
 the environment before and after, storing samples, and in the child whatever is not decoding
-(tokenising, comparing outputs, walking a divergence again).
+(tokenising, comparing outputs, walking a divergence again). The child decodes on while a sample is
+stored, so that its own term comes out too small by that, below 0 at times; the sum does not.
 """
 
 from __future__ import annotations
