@@ -53,18 +53,19 @@ def measure(rig: Rig) -> list[Figure]:
         start_backend()
         pair = large_pair()
         prompt = calibration_prompt(law_of(read_header(pair[0])), CATEGORY, "")
-        settings = asdict(Settings(context_tokens=CONTEXT_TOKENS, threads=rig.threads))
+        wanted = Settings(context_tokens=CONTEXT_TOKENS, threads=rig.threads)
+        settings = asdict(wanted.spelled_out())
         models = [Model(str(path), None) for path in pair]
         target, draft = (model.context(settings) for model in models)
         tokens = models[0].tokenize(prompt)
         figures = []
         for temperature, accept in RULES:
-            for wanted in (4, 48 if rig.is_quick else 160):  # the first one warms up
+            for length in (4, 48 if rig.is_quick else 160):  # the first one warms up
                 rules = [rule(temperature, accept, np.random.default_rng([0, n])) for n in (0, 1)]
                 drafter = ModelDrafter(draft, rules[1], models[0].vocab_tokens, 0.0, 0)
                 with _time_in_llama() as inside:
                     run = speculative(
-                        target, drafter, rules[0], tokens, wanted, K, models[0].ends_text
+                        target, drafter, rules[0], tokens, length, K, models[0].ends_text
                     )
             name = f"temperature {temperature:g}" + (f", {accept}" if temperature else "")
             figures.append(_figure(name, run, inside[0]))
