@@ -42,13 +42,13 @@ LOSSY_NOTE = (
 
 SETTINGS = {
     "context_tokens": "context {} tokens",
-    "threads": "{} threads",
+    "threads": "threads {}",
     "gpu_layers": "{} GPU layers",
     "draft_gpu_layers": "{} GPU layers of the draft",
     "cache_type_k": "K cache {}",
     "cache_type_v": "V cache {}",
     "flash_attention": "flash attention {}",
-    "batch_threads": "{} batch threads",
+    "batch_threads": "batch threads {}",
     "numa": "NUMA {}",
     "draft_cache_type_k": "K cache of the draft {}",
     "draft_cache_type_v": "V cache of the draft {}",
