@@ -15,19 +15,19 @@ from farm.domain.hardware import MachineKind
 from farm.domain.job import JobSpec
 from farm.domain.measurement import Sample
 from farm.errors import BenchmarkError, InfrastructureError, UserError
-from farm.gguf.calibration import Law, calibration_prompt, is_calibration, law_of
+from farm.gguf.calibration import Law, calibration_prompt
 from farm.gguf.chat_template import ChatTemplate
-from farm.gguf.header import Header, read_header
+from farm.gguf.header import Header
 from farm.store import jobs
 from farm.store.database import reading, writing
 from farm.store.insert import insert_missing
 from farm.store.schema import BuildRow, PromptRow
 from worker import provenance
-from worker.engines.contract import Engine, PreparedPrompt
+from worker.engines.contract import Engine, EngineFactory, PreparedPrompt
 from worker.engines.registry import ENGINES
 from worker.heart import Heart
 from worker.law_check import LawCheck, require_law
-from worker.models import locate, require_memory
+from worker.models import PairHere, pair_elsewhere, pair_in_files, require_memory
 from worker.probe.cpu import decoding_threads
 from worker.probe.environment import Environment, read_environment
 from worker.spool import Spool
@@ -138,13 +138,15 @@ class Executor:
     def _measure(self, claim: jobs.Claim, heart: Heart) -> None:
         spec = self._on_this_machine(claim.spec)
         deadline = time.monotonic() + self._job_timeout_s
-        target = locate(spec.target, self._models_folder)
-        draft = locate(spec.draft, self._models_folder) if spec.draft else None
-        header = read_header(target)
-        law = law_of(header) if is_calibration(header) else None
-        prompts = self._prompts(spec, header, law)
+        factory = ENGINES[spec.engine]
+        pair = (
+            pair_in_files(spec, self._models_folder)
+            if factory.needs_files
+            else pair_elsewhere(spec)
+        )
+        prompts = self._prompts(spec, pair.header, pair.law)
         before = self._environment()
-        engine = self._loaded(claim, spec, target, draft, deadline)
+        engine = self._loaded(claim, spec, factory, pair, deadline)
         build = engine.build
         chosen = {"decode_threads": spec.settings.threads, "isolation": engine.isolation}
         found = provenance.gather(spec, self._claimer.machine, before, engine)
@@ -196,14 +198,20 @@ class Executor:
         return replace(spec, settings=replace(spec.settings, threads=threads))
 
     def _loaded(
-        self, claim: jobs.Claim, spec: JobSpec, target: Path, draft: Path | None, deadline: float
+        self,
+        claim: jobs.Claim,
+        spec: JobSpec,
+        factory: EngineFactory,
+        pair: PairHere,
+        deadline: float,
     ) -> Engine:
         if self._engine is not None and self._engine_pair == spec.pair_key:
             return self._engine
         self._unload()
-        require_memory(spec, target, draft, has_gpu=self._has_nvidia)
+        if factory.needs_files:
+            require_memory(spec, pair.target, pair.draft, has_gpu=self._has_nvidia)
         log_file = self._home / "logs" / f"job-{claim.job_id}-{claim.epoch}.log"
-        self._engine = ENGINES[spec.engine].load(spec, target, draft, log_file, deadline)
+        self._engine = factory.load(spec, pair.target, pair.draft, log_file, deadline)
         self._engine_pair = spec.pair_key
         return self._engine
 
@@ -212,7 +220,9 @@ class Executor:
             self._engine.end()
         self._engine = self._engine_pair = None
 
-    def _prompts(self, spec: JobSpec, header: Header, law: Law | None) -> list[PreparedPrompt]:
+    def _prompts(
+        self, spec: JobSpec, header: Header | None, law: Law | None
+    ) -> list[PreparedPrompt]:
         wanted = [*spec.prompts, *([spec.depth_text] if spec.depth_text else [])]
         with reading(self._database) as session:
             rows = session.execute(
@@ -225,7 +235,7 @@ class Executor:
                 calibration_prompt(law, spec.category, text, index)
                 for index, text in enumerate(asked)
             ]
-        elif spec.is_chat:
+        elif header is not None and spec.is_chat:
             template = ChatTemplate(header)
             asked = [template.prompt(text) for text in asked]
         depth_text = texts[spec.depth_text] if spec.depth_text else ""
@@ -245,6 +255,6 @@ def _summary(spec: JobSpec) -> str:
     speculation = spec.speculation
     pair = f"{spec.target.name} + {spec.draft.name}" if spec.draft else spec.target.name
     return (
-        f"{pair}, {speculation.kind} K={speculation.n_max}, {spec.category}, "
+        f"{pair}, {speculation.kind} K={speculation.k_text}, {spec.category}, "
         f"temperature {spec.sampling.temperature:g}"
     )

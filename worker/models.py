@@ -3,19 +3,45 @@
 from __future__ import annotations
 
 import glob
+from dataclasses import dataclass
 from pathlib import Path
 
 from farm.domain.decoding import Settings
 from farm.domain.engines import EXPERTS_KEY
 from farm.domain.job import JobSpec, ModelRef
 from farm.errors import BenchmarkError, UserError
-from farm.gguf.header import read_header
+from farm.gguf.calibration import Law, is_calibration, law_of
+from farm.gguf.header import Header, read_header
 from farm.gguf.identity import digest_of
 from farm.gguf.memory import pair_need_bytes
 from worker.probe.memory import available_memory_bytes
 from worker.probe.nvidia import read_nvidia
 
 GIB = 1024**3
+
+
+@dataclass(frozen=True)
+class PairHere:
+    """A job's models as this machine has them. header: the target's, None where it has no file.
+    law: what a calibration pair follows."""
+
+    target: Path
+    draft: Path | None
+    header: Header | None
+    law: Law | None
+
+
+def pair_in_files(spec: JobSpec, models_folder: Path | None) -> PairHere:
+    """Find a job's files. Raises BenchmarkError as `locate`, UserError where one can't be read."""
+    target = locate(spec.target, models_folder)
+    draft = locate(spec.draft, models_folder) if spec.draft else None
+    header = read_header(target)
+    return PairHere(target, draft, header, law_of(header) if is_calibration(header) else None)
+
+
+def pair_elsewhere(spec: JobSpec) -> PairHere:
+    """Return the pair of a job whose models a server has: nothing of it lies here."""
+    return PairHere(Path(spec.target.path), None, None, None)
 
 
 def locate(model: ModelRef, models_folder: Path | None) -> Path:

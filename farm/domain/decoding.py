@@ -7,7 +7,10 @@ from enum import StrEnum
 
 
 class SpeculationKind(StrEnum):
-    """Where drafted tokens come from; llama.cpp's own words where it has one."""
+    """Where drafted tokens come from; llama.cpp's own words where it has one.
+
+    as-served: whatever a server does that was running already. K is its own too, and `n_max` 0.
+    """
 
     DRAFT_SIMPLE = "draft-simple"
     DRAFT_MTP = "draft-mtp"
@@ -20,6 +23,7 @@ class SpeculationKind(StrEnum):
     NGRAM_MOD = "ngram-mod"
     NGRAM_CACHE = "ngram-cache"
     PROMPT_LOOKUP = "prompt-lookup"
+    AS_SERVED = "as-served"
 
     @property
     def takes_draft(self) -> bool:
@@ -86,6 +90,11 @@ class Speculation:
     p_min: float = 0.0
     accept: AcceptRule = AcceptRule.EXACT
     what_if: WhatIf | None = None
+
+    @property
+    def k_text(self) -> str:
+        """Return K as people read it; a server that ran already keeps its own to itself."""
+        return "-" if self.kind is SpeculationKind.AS_SERVED else str(self.n_max)
 
 
 @dataclass(frozen=True)

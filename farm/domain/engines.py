@@ -6,10 +6,13 @@ from farm.domain.decoding import AcceptRule, Speculation, SpeculationKind, WhatI
 
 IN_PROCESS = "in-process"
 LLAMA_SERVER = "llama-server"
+ENDPOINT = "endpoint"
 
 KINDS: dict[str, frozenset[SpeculationKind]] = {
     IN_PROCESS: frozenset({SpeculationKind.DRAFT_SIMPLE, SpeculationKind.PROMPT_LOOKUP}),
-    LLAMA_SERVER: frozenset(SpeculationKind) - {SpeculationKind.PROMPT_LOOKUP},
+    LLAMA_SERVER: frozenset(SpeculationKind)
+    - {SpeculationKind.PROMPT_LOOKUP, SpeculationKind.AS_SERVED},
+    ENDPOINT: frozenset({SpeculationKind.AS_SERVED}),
 }
 
 # llama.cpp's own values, passed in so many words: a default that moves between builds can't

@@ -35,7 +35,7 @@ RING_AGAIN_SECONDS = 60.0
 FINAL_ERROR_KINDS = frozenset(
     {"model-missing", "model-changed", "load-failed", "incompatible", "bad-request", "timeout",
      "too-little-memory", "unsupported", "not-speculating", "build-changed",
-     "wrong-law"}
+     "wrong-law", "unauthorized"}
 )  # fmt: skip
 
 

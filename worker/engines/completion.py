@@ -13,6 +13,7 @@ from farm.domain.job import Arm, JobSpec
 from farm.domain.measurement import Parity, Sample
 from farm.errors import BenchmarkError
 from worker.engines.contract import PreparedPrompt
+from worker.engines.counters import difference, rounds_of
 from worker.engines.server import Metrics
 
 
@@ -143,10 +144,8 @@ def read_completion(
     rounds, per_position = None, None
     if before is not None and after is not None:
         drafts = after.drafts - before.drafts
-        # A round without a draft yields one token; one with a draft what it accepts and one more.
-        # Text that ends inside a round leaves tokens over, and never fewer than no plain rounds.
-        rounds = drafts + max(len(ids) - 1 - drafts - accepted, 0)
-        per_position = _difference(after.accepted_per_position, before.accepted_per_position)
+        rounds = rounds_of(len(ids), drafts, accepted)
+        per_position = difference(after.accepted_per_position, before.accepted_per_position)
     return Completion(
         prompt_digest=prompt.digest,
         prompt_tokens=prompt_tokens,
@@ -188,8 +187,3 @@ def _gap(answer: dict[str, Any], position: int) -> float | None:
         return None
     best = sorted(top["logprob"] for top in entries[position].get("top_logprobs", ()))[-2:]
     return float(best[1] - best[0]) if len(best) == 2 else None
-
-
-def _difference(after: tuple[int, ...], before: tuple[int, ...]) -> tuple[int, ...]:
-    padded = (*before, *(0 for _ in after[len(before) :]))
-    return tuple(now - then for now, then in zip(after, padded, strict=True))

@@ -72,9 +72,14 @@ class Engine(Protocol):
 
 
 class EngineFactory(Protocol):
-    """An entry of the registry in `worker.engines.registry`."""
+    """An entry of the registry in `worker.engines.registry`.
+
+    needs_files: whether it loads the pair from files on this machine. Where not, a job's models are
+    in servers that run already, and `load` gets paths that lead nowhere.
+    """
 
     name: str
+    needs_files: bool
 
     def builds(self) -> tuple[str, ...]:
         """Return the builds this machine offers, as "<distribution>==<version>"."""

@@ -85,6 +85,7 @@ class InProcessFactory:
     """Starts children of this interpreter."""
 
     name = IN_PROCESS
+    needs_files = True
 
     def builds(self) -> tuple[str, ...]:
         """Return the installed llama-cpp-python, if any."""

@@ -6,7 +6,6 @@ at once where memory allows, and only one of them decodes at a time.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import time
 from collections.abc import Generator, Iterable, Iterator
@@ -28,8 +27,9 @@ from worker.engines.comparison import References, compared
 from worker.engines.completion import Completion, Finding, read_completion, request
 from worker.engines.contract import BuildInfo, PreparedPrompt
 from worker.engines.load import WARM_UP_TEXT, Load, fill_ins
-from worker.engines.pairing import ARMS, Step, in_blocks, in_turns, interleaved, of_one_arm
-from worker.engines.server import Server, Waiting
+from worker.engines.pairing import ARMS, Step, in_blocks, in_turns, interleaved, of_one_arm, seed_of
+from worker.engines.server import Server
+from worker.engines.waiting import Waiting
 from worker.models import fits_twice, overrides
 
 # Flags whose values are one run's alone, and what stands for them in a job's parameters.
@@ -261,7 +261,7 @@ class LlamaServerEngine:
                 in_context(prompts[step.prompt]),
                 spec.generate_tokens,
                 spec.sampling,
-                _seed(spec.sampling.seed, step),
+                seed_of(spec.sampling.seed, step),
             )
             for step in steps
         ]
@@ -320,6 +320,7 @@ class LlamaServerFactory:
     """Starts the llama-servers of the builds that are here."""
 
     name = LLAMA_SERVER
+    needs_files = True
 
     def builds(self) -> tuple[str, ...]:
         """Return the builds of `farm builds list`."""
@@ -358,8 +359,3 @@ def _must_draft(spec: JobSpec) -> bool:
     """
     speculation = spec.speculation
     return speculation.kind.takes_draft and speculation.p_min <= 0 and speculation.n_min <= 1
-
-
-def _seed(seed: int, step: Step) -> int:
-    text = f"{seed}:{step.repeat}:{step.prompt}"
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1

@@ -13,7 +13,8 @@ from typing import Any
 from farm.domain.job import JobSpec
 from worker.engines.completion import request
 from worker.engines.contract import PreparedPrompt
-from worker.engines.server import POLL_S, Answers, Server, Waiting
+from worker.engines.server import POLL_S, Answers, Server
+from worker.engines.waiting import Waiting
 
 Request = dict[str, Any]
 Answer = dict[str, Any]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,12 @@ class Step:
     arm: Arm
     repeat: int
     prompt: int
+
+
+def seed_of(seed: int, step: Step) -> int:
+    """Return what a run draws from: the same for both arms of a prompt."""
+    text = f"{seed}:{step.repeat}:{step.prompt}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
 
 
 def interleaved(prompts: int, repeats: int) -> list[Step]:

@@ -10,9 +10,8 @@ import re
 import secrets
 import socket
 import sys
-import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,9 +20,10 @@ import psutil
 
 from farm.errors import BenchmarkError
 from worker import isolation, leash
+from worker.engines.counters import counters
+from worker.engines.waiting import LISTEN_S, Waiting, beside
 from worker.process import LoggedProcess
 
-LISTEN_S = 1.0
 POLL_S = 0.02
 PROBE_LIMIT_S = 10.0
 STARTS = 3
@@ -37,11 +37,8 @@ _FALLBACK = re.compile(
     r"failed to initialize speculative[^\n]*|speculative decoding not supported[^\n]*"
     r"|no implementations specified for speculative[^\n]*"
 )
-_METRIC = re.compile(r"^(?:llamacpp:)?(\w+)(?:\{position=\"(\d+)\"\})? (\S+)$", re.MULTILINE)
 
 T = TypeVar("T")
-# Yields None at least every LISTEN_S, so that the caller can look at its lease, then returns.
-Waiting = Generator[None, None, T]
 # What threads have heard: an answer, or why there is none.
 Answers = queue.Queue[T | Exception]
 # Arguments for a port and a key; what else they hold is fixed.
@@ -125,16 +122,14 @@ class Server:
         Raises BenchmarkError: "bad-request", "decode-failed", "crashed", "out-of-memory",
         "timeout".
         """
-        answers: Answers[dict[str, Any]] = queue.Queue()
-
-        def ask() -> None:
-            try:
-                answers.put(self.answer(request))
-            except Exception as error:
-                answers.put(error)
-
-        threading.Thread(target=ask, daemon=True).start()
-        return (yield from self.listen(answers, deadline))
+        try:
+            return (
+                yield from beside(
+                    lambda: self.answer(request), deadline, lambda: self.give_up_at(deadline)
+                )
+            )
+        except BROKEN as error:
+            raise self._lost(error) from None
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Ask `/completion` on a connection of its own and block until it has answered.
@@ -199,15 +194,15 @@ class Server:
     def metrics(self) -> Metrics | None:
         """Return the speculation counters, None where this build has none."""
         status, body = self._probe("/metrics")
-        values = {(name, position): value for name, position, value in _METRIC.findall(body)}
+        values = counters(body)
         drafts = values.get(("spec_decode_num_drafts_total", ""))
         if status != 200 or drafts is None:
             return None
         positions: list[int] = []
         name = "spec_decode_num_accepted_tokens_per_pos_total"
         while (value := values.get((name, str(len(positions))))) is not None:
-            positions.append(int(float(value)))
-        return Metrics(int(float(drafts)), tuple(positions))
+            positions.append(int(value))
+        return Metrics(int(drafts), tuple(positions))
 
     def peak_rss_bytes(self) -> int | None:
         """Return the most memory the server has held, what it holds where only that is known."""
