@@ -46,7 +46,7 @@ def _advice_cells(recommendation: Recommendation) -> dict[str, object]:
     cells: dict[str, object] = {
         "Content": recommendation.setup.category,
         "Verdict": labelled_verdict(recommendation),
-        "Best K": best.speculation.n_max if best else None,
+        "Best K": best.speculation.n_max or None if best else None,
     }
     if best is not None:
         return cells | _figures(best)

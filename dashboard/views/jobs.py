@@ -150,7 +150,7 @@ def job_frame(jobs: Sequence[JobSummary]) -> pd.DataFrame:
             + (f" + {model_label(job.draft_name)}" if job.draft_name else f", {job.kind}"),
             "Content": job.category,
             "Temp.": temperature_label(job.temperature),
-            "K": job.n_max,
+            "K": job.n_max or None,
             "Attempts": job.attempts,
             "Samples": job.samples,
         }

@@ -22,9 +22,10 @@ from farm.report.wording import (
     NOT_MEASURED,
     advice_sentence,
     calibration_sentence,
+    has_k,
+    measured_with,
     pair_label,
     plain,
-    settings_text,
     temperature_label,
 )
 from farm.services.recommend import Recommendation, WhatIfCurve
@@ -148,17 +149,10 @@ def _chosen_subject(subjects: Sequence[Subject]) -> Subject:
 def _curves(subject: Subject) -> None:
     members = subject.recommendations
     setup = subject.setup
-    st.caption(
-        "Each dot is the speedup at one K and its bar the 95 % interval; the large dot is the "
-        "best K. A bar wholly above the dashed line (the baseline's own speed) is a proven gain."
-    )
-    axes = shared_axes([point for item in members for point in item.curve])
-    for start in range(0, len(members), CHARTS_PER_ROW):
-        columns = st.columns(CHARTS_PER_ROW, gap="medium")
-        for column, item in zip(columns, members[start : start + CHARTS_PER_ROW], strict=False):
-            with column:
-                st.altair_chart(speedup_chart(item, axes), width="stretch")
-                st.altair_chart(acceptance_chart(item, axes), width="stretch")
+    if has_k(setup):
+        _charts(members)
+    else:
+        st.caption("Its servers have a K of their own, so there is no curve over it.")
     blocks = servings(members)
     if blocks:
         st.markdown("#### Commands to paste")
@@ -172,12 +166,26 @@ def _curves(subject: Subject) -> None:
     with st.expander("Numbers behind the curves"):
         st.caption(
             f"{plain(setup.hardware)} · {setup.engine}, {plain(setup.build)} · "
-            f"{settings_text(setup.settings, setup.generate_tokens)} · "
+            f"{measured_with(setup)} · "
             f"{system_text(setup.conditions)}"
         )
         _show_table(tables.curves(members))
         for item in members:
             st.text(f"{item.setup.category}: {reason_text(item)}")
+
+
+def _charts(members: Sequence[Recommendation]) -> None:
+    st.caption(
+        "Each dot is the speedup at one K and its bar the 95 % interval; the large dot is the "
+        "best K. A bar wholly above the dashed line (the baseline's own speed) is a proven gain."
+    )
+    axes = shared_axes([point for item in members for point in item.curve])
+    for start in range(0, len(members), CHARTS_PER_ROW):
+        columns = st.columns(CHARTS_PER_ROW, gap="medium")
+        for column, item in zip(columns, members[start : start + CHARTS_PER_ROW], strict=False):
+            with column:
+                st.altair_chart(speedup_chart(item, axes), width="stretch")
+                st.altair_chart(acceptance_chart(item, axes), width="stretch")
 
 
 def _show_table(frame: pd.DataFrame) -> None:

@@ -31,6 +31,7 @@ COMMANDS = {
     "worker": "farm.cli.fleet:worker",
     "machines": "farm.cli.machines:machines",
     "builds": "farm.cli.builds:app",
+    "endpoints": "farm.cli.endpoints:app",
     "calibrate": "farm.cli.calibrate:app",
     "compat": "farm.cli.compat:compat",
     "db": "farm.cli.db:app",

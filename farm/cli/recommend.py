@@ -68,7 +68,7 @@ def print_recommendations(found: Sequence[Recommendation]) -> None:
 def table_of(subject: Subject, left: Sequence[str], right: Sequence[str]) -> Table:
     """Return a subject's empty table: columns that read left, then figures."""
     setup = subject.setup
-    settings = wording.settings_text(setup.settings, setup.generate_tokens)
+    settings = wording.measured_with(setup)
     said = (setup.build, settings)
     apart = "".join(f" · {part}" for part in subject.apart.split(" · ") if part not in ("", *said))
     title = (

@@ -98,7 +98,7 @@ def _show_plan(plan: Plan, estimate: Forecast, *, as_json: bool) -> None:
             spec.target.name + (f" + {spec.draft.name}" if spec.draft else ""),
             spec.category,
             spec.speculation.kind,
-            str(spec.speculation.n_max),
+            spec.speculation.k_text,
             f"{spec.speculation.p_min:g}",
             f"{spec.sampling.temperature:g}",
             str(len(spec.prompts) * spec.repeats),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from farm.report.provenance import told_apart
-from farm.report.wording import LOSSY, pair_label, plain, settings_text, temperature_label
+from farm.report.wording import LOSSY, measured_with, pair_label, plain, temperature_label
 from farm.services.recommend import Recommendation, Setup
 
 
@@ -55,7 +55,7 @@ def _labels(subjects: Sequence[Subject]) -> list[str]:
         _each(lambda subject: subject.setup.build),
         _each(lambda subject: (subject.setup.build_digest or "digest unknown")[:8]),
         _each(lambda subject: subject.setup.engine),
-        _each(lambda subject: settings_text(subject.setup.settings, subject.setup.generate_tokens)),
+        _each(lambda subject: measured_with(subject.setup)),
         lambda alike: told_apart([subject.setup.conditions for subject in alike]),
         _each(_prompts_text),
         lambda alike: [f"no. {number}" for number in range(1, len(alike) + 1)],

@@ -30,6 +30,7 @@ from farm.report.wording import (
     HOW_TO_READ,
     advice_sentence,
     calibration_sentence,
+    has_k,
     labelled_verdict,
     speedup_text,
 )
@@ -105,6 +106,23 @@ def render_html(
     )
 
 
+def _charts(members: Sequence[Recommendation]) -> list[str]:
+    """Return a K curve for each, "" where K is a running server's own."""
+    if not has_k(members[0].setup):
+        return [""] * len(members)
+    axes = shared_axes([point for member in members for point in member.curve])
+    return [
+        k_curve(
+            member.curve,
+            temperature=member.setup.temperature,
+            axes=axes,
+            best=member.best,
+            label=f"Speedup and acceptance over K for {member.setup.category}",
+        )
+        for member in members
+    ]
+
+
 def _subject(subject: Subject) -> str:
     members = subject.recommendations
     parts = [
@@ -118,22 +136,15 @@ def _subject(subject: Subject) -> str:
     if blocks:
         parts.append("<h3>Commands to paste</h3>")
         parts += [_serving(block) for block in blocks]
-    axes = shared_axes([point for member in members for point in member.curve])
-    parts.append("<h3>K curves</h3>")
-    parts.append(
-        '<p class="soft">Dots are speedups, bars their 95 % intervals, the filled dot is the '
-        "best K; the dashed line is the baseline's own speed. One scale for all.</p>"
-    )
-    curves = []
-    for member in members:
-        category = escape(member.setup.category)
-        chart = k_curve(
-            member.curve,
-            temperature=member.setup.temperature,
-            axes=axes,
-            best=member.best,
-            label=f"Speedup and acceptance over K for {member.setup.category}",
+    if has_k(subject.setup):
+        parts.append("<h3>K curves</h3>")
+        parts.append(
+            '<p class="soft">Dots are speedups, bars their 95 % intervals, the filled dot is the '
+            "best K; the dashed line is the baseline's own speed. One scale for all.</p>"
         )
+    curves = []
+    for member, chart in zip(members, _charts(members), strict=True):
+        category = escape(member.setup.category)
         calibration = f"<p class='soft'>{escape(CALIBRATION_NOTE)}</p>"
         curves.append(
             f"<figure><figcaption><h4>{category}</h4>"

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 
 from farm.domain.decoding import AcceptRule, Settings, Speculation, SpeculationKind
 from farm.domain.engines import (
+    ENDPOINT,
     EXPERTS_KEY,
     NGRAM_LOOKUP_TOKENS,
     NGRAM_MIN_HITS,
     NGRAM_MOD_LOOKUP_TOKENS,
 )
+from farm.endpoints.register import pair_names
 from farm.report.wording import plain
 from farm.science.recommendation import Verdict
 from farm.services.recommend import CALIBRATION_NOTE, Recommendation, Setup
@@ -68,9 +70,12 @@ def argument_lines(recommendation: Recommendation) -> list[list[str]] | None:
     """Return llama-server's arguments, models by file name, in lines short enough to read.
 
     Every speculation parameter is passed, since llama.cpp's defaults move between builds; `-md`
-    alone loads the draft and decodes without it. None for advice llama-server has no flags for.
+    alone loads the draft and decodes without it. None for advice llama-server has no flags for, and
+    for servers that run already.
     """
     setup, best = recommendation.setup, recommendation.best
+    if setup.engine == ENDPOINT:
+        return None
     arguments = ["llama-server", "-m", _file(setup.target)]
     draft_arguments: list[str] = []
     if recommendation.verdict is Verdict.ON and best is not None:
@@ -142,6 +147,10 @@ def _settings_arguments(setup: Setup, *, drafts: bool, has_draft: bool) -> list[
 def _notes(recommendation: Recommendation) -> tuple[str, ...]:
     setup, best = recommendation.setup, recommendation.best
     notes = [EXAMPLE_NOTE] if setup.is_calibration else []
+    if setup.engine == ENDPOINT:
+        plain_name, fast_name = pair_names(setup.build)
+        name = fast_name if recommendation.verdict is Verdict.ON else plain_name
+        return (*notes, f"Ask the endpoint {name}, as it was started.")
     if setup.settings.lossy:
         notes.append(LOSSY_SERVING_NOTE)
     if recommendation.verdict is Verdict.ON and best is not None:

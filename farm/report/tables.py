@@ -15,12 +15,12 @@ from farm.report.wording import (
     interval_text,
     labelled_verdict,
     lossy_text,
+    measured_with,
     mismatch_causes,
     number_text,
     outputs_text,
     pair_label,
     percent_text,
-    settings_text,
     speedup_text,
     temperature_label,
     total_parity,
@@ -53,7 +53,7 @@ def subject_facts(subject: Subject) -> list[tuple[str, str]]:
         ("Temperature", temperature_label(setup.temperature)),
         ("Engine and build", f"{setup.engine}, {setup.build}{digest}{build}"),
         ("System", system_text(setup.conditions)),
-        ("Settings", settings_text(setup.settings, setup.generate_tokens)),
+        ("Settings", measured_with(setup)),
     ]
 
 
@@ -140,7 +140,7 @@ def _headline(recommendation: Recommendation) -> tuple[str, ...]:
         prompts = max((point.prompts for point in recommendation.curve), default=0)
         return (*[NOT_MEASURED] * 7, parity, str(prompts))
     return (
-        str(best.speculation.n_max),
+        best.speculation.k_text,
         speedup_text(best.speedup),
         interval_text(best.speedup),
         percent_text(best.acceptance_rate),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from farm.domain.decoding import Settings, Speculation, SpeculationKind
+from farm.domain.engines import ENDPOINT
 from farm.domain.measurement import Parity
 from farm.science.paired import MIN_PAIRS, Interval
 from farm.science.parity import Cause
@@ -102,6 +103,13 @@ def settings_text(settings: Settings, generate_tokens: int) -> str:
     return ", ".join([context, f"{generate_tokens} tokens generated", *rest])
 
 
+def measured_with(setup: Setup) -> str:
+    """Return the settings of a measurement; servers that ran already have their own."""
+    if setup.engine == ENDPOINT:
+        return f"the servers' own settings, {setup.generate_tokens} tokens generated"
+    return settings_text(setup.settings, setup.generate_tokens)
+
+
 def _setting(settings: Settings, name: str) -> str:
     value = getattr(settings, name)
     is_all = name.endswith("gpu_layers") and value == _ALL_LAYERS
@@ -111,6 +119,8 @@ def _setting(settings: Settings, name: str) -> str:
 
 def configuration(speculation: Speculation, temperature: float) -> str:
     """Name one configuration: K, and only what else differs from the plain case."""
+    if speculation.kind is SpeculationKind.AS_SERVED:
+        return "as served"
     parts = [f"K = {speculation.n_max}"]
     if speculation.p_min:
         parts.append(f"p_min {speculation.p_min:g}")
@@ -121,6 +131,11 @@ def configuration(speculation: Speculation, temperature: float) -> str:
     if temperature > 0 and speculation.kind is SpeculationKind.DRAFT_SIMPLE:
         parts.append(f"accept {speculation.accept.value}")
     return ", ".join(parts)
+
+
+def has_k(setup: Setup) -> bool:
+    """Say whether K was chosen for the measurement; a server that ran already has its own."""
+    return setup.kind != SpeculationKind.AS_SERVED
 
 
 def series_label(speculation: Speculation, temperature: float) -> str:

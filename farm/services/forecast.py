@@ -50,22 +50,24 @@ def forecast(plan: Plan, database_url: str, bandwidth_gb_s: Callable[[], float])
     """
     machines, present, speeds = _known(plan, database_url)
     new = [spec for spec in plan.jobs if spec.key not in present]
-    bandwidth_bytes_s = None
-    if any(spec.target.digest not in speeds for spec in new):
+    obstacles = tuple(_obstacles(plan, new, machines))
+    unmeasured = {spec.target.digest for spec in new} - set(speeds)
+    sizes = {digest: plan.models[digest].size_bytes for digest in unmeasured}
+    basis = "from speeds measured before" if new else "all are there already"
+    if None in sizes.values():
+        return Forecast(len(new), None, "a server's speed shows when it is measured", obstacles)
+    if sizes:
         bandwidth_bytes_s = bandwidth_gb_s() * 1e9
+        speeds |= {digest: bandwidth_bytes_s / size for digest, size in sizes.items() if size}
+        basis = f"from model sizes at {bandwidth_bytes_s / 1e9:.0f} GB/s of memory bandwidth here"
     seconds = 0.0
     for spec in new:
-        speed = speeds.get(spec.target.digest)
-        if speed is None and bandwidth_bytes_s is not None:
-            speed = bandwidth_bytes_s / plan.models[spec.target.digest].header.tensor_bytes
         tokens = len(spec.prompts) * spec.repeats * spec.generate_tokens * ARMS
-        seconds += tokens / (speed or 1.0) * PROMPT_SHARE * WARM_UP_SHARE
-    basis = "from speeds measured before" if new else "all are there already"
-    if bandwidth_bytes_s is not None:
-        basis = f"from model sizes at {bandwidth_bytes_s / 1e9:.0f} GB/s of memory bandwidth here"
+        speed = speeds.get(spec.target.digest, 1.0)
+        seconds += tokens / speed * PROMPT_SHARE * WARM_UP_SHARE
     if deepest := max((spec.settings.depth_tokens for spec in new), default=0):
         basis += f"; reading up to {deepest} tokens of depth before each run comes on top"
-    return Forecast(len(new), seconds, basis, tuple(_obstacles(plan, new, machines)))
+    return Forecast(len(new), seconds, basis, obstacles)
 
 
 def _known(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -14,14 +14,23 @@ from farm.domain.engines import LLAMA_SERVER, why_not
 from farm.domain.job import JobSpec, ModelRef
 from farm.domain.prompt import Prompt, PromptSet
 from farm.errors import UserError
+from farm.gguf.calibration import is_calibration
 from farm.gguf.compat import check_pair
 from farm.gguf.header import Header, read_header
 from farm.gguf.heads import misfits, most_drafted
 from farm.gguf.identity import digest_of
 from farm.gguf.memory import pair_need_bytes
 from farm.services.cells import depth_prompt, require_room, require_template, settings_of
+from farm.services.plan_endpoints import ServedModel, endpoint_jobs
 from farm.services.prompts import find_prompt_set
-from farm.services.sweepfile import INSTALLED, PairEntry, SweepFile, load_sweep
+from farm.services.sweepfile import (
+    INSTALLED,
+    EndpointSweep,
+    PairEntry,
+    Sweep,
+    SweepFile,
+    load_sweep,
+)
 
 # Every job's key travels in one statement; SQLite takes 32,766 values in one.
 MAX_JOBS = 20_000
@@ -35,6 +44,26 @@ class PlannedModel:
 
     ref: ModelRef
     header: Header
+
+    @property
+    def architecture(self) -> str:
+        """Return the architecture's name."""
+        return self.header.architecture
+
+    @property
+    def size_bytes(self) -> int | None:
+        """Return the size of its tensors."""
+        return self.header.tensor_bytes
+
+    @property
+    def parameter_count(self) -> int | None:
+        """Return the number of its parameters."""
+        return self.header.parameter_count
+
+    @property
+    def is_calibration(self) -> bool:
+        """Say whether it is one of a calibration pair's files."""
+        return is_calibration(self.header)
 
 
 @dataclass(frozen=True)
@@ -57,7 +86,7 @@ class Plan:
     name: str
     source: str
     jobs: tuple[JobSpec, ...]
-    models: dict[str, PlannedModel]
+    models: Mapping[str, PlannedModel | ServedModel]
     prompt_set: PromptSet
     prompts: tuple[Prompt, ...]
     refusals: tuple[Refusal, ...]
@@ -74,9 +103,22 @@ def plan_sweep(path: Path, progress: Progress | None = None) -> Plan:
     pair is a refusal.
     """
     sweep, source = load_sweep(path)
-    build = _build(sweep.engine, sweep.build)
     prompt_set = find_prompt_set(sweep.prompts.set, path.parent)
     chosen = _choose_prompts(sweep, prompt_set)
+    if isinstance(sweep, EndpointSweep):
+        served = list(endpoint_jobs(sweep, chosen))
+        return Plan(
+            name=sweep.name,
+            source=source,
+            jobs=tuple({job.key: job for job in served}.values()),
+            models={job.target.digest: ServedModel(job.target) for job in served},
+            prompt_set=prompt_set,
+            prompts=_in_order(chosen),
+            refusals=(),
+            # What a server takes, it has taken already.
+            need_bytes={job.pair_key: 0 for job in served},
+        )
+    build = _build(sweep.engine, sweep.build)
     models: dict[str, PlannedModel] = {}
     refusals: list[Refusal] = []
     jobs: dict[str, JobSpec] = {}
@@ -114,14 +156,18 @@ def plan_sweep(path: Path, progress: Progress | None = None) -> Plan:
         jobs=tuple(jobs.values()),
         models=models,
         prompt_set=prompt_set,
-        prompts=tuple(itertools.chain(*chosen.values(), fillers.values())),
+        prompts=(*_in_order(chosen), *fillers.values()),
         refusals=tuple(refusals),
         need_bytes=need_bytes,
         left_out=len(left_out),
     )
 
 
-def _choose_prompts(sweep: SweepFile, prompt_set: PromptSet) -> dict[str, list[Prompt]]:
+def _in_order(chosen: dict[str, list[Prompt]]) -> tuple[Prompt, ...]:
+    return tuple(prompt for prompts in chosen.values() for prompt in prompts)
+
+
+def _choose_prompts(sweep: Sweep, prompt_set: PromptSet) -> dict[str, list[Prompt]]:
     categories = sweep.prompts.categories or list(prompt_set.categories)
     unknown = [category for category in categories if category not in prompt_set.categories]
     if unknown:

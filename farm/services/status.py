@@ -75,7 +75,8 @@ def _status(
 
 
 def _label(job: JobSummary) -> str:
-    return f"{job.category} K={job.n_max} on {job.machine}"
+    what = f"K={job.n_max}" if job.n_max else job.kind
+    return f"{job.category} {what} on {job.machine}"
 
 
 def _failures(unfinished: list[JobSummary]) -> list[str]:

@@ -11,7 +11,6 @@ from sqlalchemy.orm import Session
 
 from farm.domain.job import JobSpec, JobState
 from farm.errors import UserError
-from farm.gguf.calibration import is_calibration
 from farm.services.plan import Plan
 from farm.store import jobs
 from farm.store.clock import now
@@ -87,10 +86,10 @@ def _store_inputs(session: Session, plan: Plan) -> None:
             {
                 "digest": digest,
                 "name": model.ref.name,
-                "architecture": model.header.architecture,
-                "size_bytes": model.header.tensor_bytes,
-                "parameter_count": model.header.parameter_count,
-                "is_calibration": is_calibration(model.header),
+                "architecture": model.architecture,
+                "size_bytes": model.size_bytes,
+                "parameter_count": model.parameter_count,
+                "is_calibration": model.is_calibration,
             }
             for digest, model in plan.models.items()
         ],

@@ -19,8 +19,9 @@ from pydantic import (
 )
 
 from farm.domain.decoding import AcceptRule, SpeculationKind, WhatIf
-from farm.domain.engines import LLAMA_SERVER
+from farm.domain.engines import ENDPOINT, LLAMA_SERVER
 from farm.errors import UserError
+from farm.services.sweep_yaml import mark_of, parse
 
 K_MAX = 128
 AT_ONCE_MAX = 64
@@ -133,25 +134,52 @@ class PromptChoice(_Strict):
     per_category: Positive | None = None
 
 
-class SweepFile(_Strict):
-    """One sweep. Every list is a dimension of the grid."""
+class Sweep(_Strict):
+    """What every sweep can say. Every list is a dimension of the grid."""
 
     name: Annotated[str, Field(min_length=1, max_length=100)]
     label: Annotated[str, Field(max_length=100)] = ""
     machines: Many[Annotated[str, Field(pattern=r"^(any|kind:(cpu|nvidia|apple)|name:\S+)$")]] = [
         "any"
     ]
+    temperatures: Many[Annotated[float, Field(ge=0, le=5)]] = [0.0]
+    seeds: Many[Annotated[int, Field(ge=0)]] = [0]
+    prompts: PromptChoice = PromptChoice()
+    generate_tokens: Annotated[int, Field(ge=2, le=100_000)] = 128
+    repeats: Annotated[int, Field(ge=1, le=100)] = 1
+
+
+class EndpointPair(_Strict):
+    """Two registered endpoints, by name. same_model: the user's word for it where the servers name
+    one model differently."""
+
+    baseline: str
+    speculative: str
+    same_model: bool = False
+
+    @model_validator(mode="after")
+    def _are_two(self) -> EndpointPair:
+        if self.baseline == self.speculative:
+            raise ValueError("baseline and speculative are one endpoint; name two")
+        return self
+
+
+class EndpointSweep(Sweep):
+    """A sweep over servers that run already: all that they can be told."""
+
+    engine: Literal["endpoint"]
+    pairs: Annotated[list[EndpointPair], Field(min_length=1)]
+
+
+class SweepFile(Sweep):
+    """A sweep over model files."""
+
     pairs: Annotated[list[PairEntry], Field(min_length=1)]
     k: Annotated[Many[N], BeforeValidator(_spelled_out)]
     p_min: Many[Annotated[float, Field(ge=0, le=1)]] = [0.0]
     n_min: Many[Annotated[int, Field(ge=0, le=K_MAX)]] = [0]
     accept: Many[Literal["exact", "match"]] | None = None
     what_if: Many[WhatIfEntry] | None = None
-    temperatures: Many[Annotated[float, Field(ge=0, le=5)]] = [0.0]
-    seeds: Many[Annotated[int, Field(ge=0)]] = [0]
-    prompts: PromptChoice = PromptChoice()
-    generate_tokens: Annotated[int, Field(ge=2, le=100_000)] = 128
-    repeats: Annotated[int, Field(ge=1, le=100)] = 1
     context_tokens: Many[Annotated[int, Field(ge=64)]] = [2048]
     threads: Many[Positive] | None = None
     gpu_layers: Many[Annotated[int, Field(ge=-1)]] | None = None
@@ -168,7 +196,8 @@ class SweepFile(_Strict):
     depth_tokens: Many[Annotated[int, Field(ge=0)]] = [0]
     chat_template: Many[Annotated[ChatChoice, BeforeValidator(_yaml_word)]] = ["auto"]
     concurrent_requests: Many[Annotated[int, Field(ge=1, le=AT_ONCE_MAX)]] = [1]
-    engine: Literal["in-process", "llama-server"] = "in-process"
+    # A sweep over endpoints has a form of its own; the name is here to be listed with the others.
+    engine: Literal["in-process", "llama-server", "endpoint"] = "in-process"
     build: str = INSTALLED
 
     @model_validator(mode="after")
@@ -206,7 +235,7 @@ class SweepFile(_Strict):
         return [None] if self.what_if is None else [entry.value for entry in self.what_if]
 
 
-def load_sweep(path: Path) -> tuple[SweepFile, str]:
+def load_sweep(path: Path) -> tuple[SweepFile | EndpointSweep, str]:
     """Return a sweep file's content, checked, and its text.
 
     Raises UserError naming file, line and column, what is wrong, and what is allowed there.
@@ -221,50 +250,31 @@ def load_sweep(path: Path) -> tuple[SweepFile, str]:
         raise UserError(f"{path} is a folder; name a sweep file in it.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} can't be read as text: {error}.") from None
-    root, content = _parse(path, text)
+    root, content = parse(path, text)
+    form = EndpointSweep if content.get("engine") == ENDPOINT else SweepFile
     try:
-        return SweepFile.model_validate(content), text
+        return form.model_validate(content), text
     except ValidationError as error:
-        lines = [_describe(path, root, problem) for problem in error.errors()]
+        lines = [_describe(path, root, form, problem) for problem in error.errors()]
         raise UserError("\n".join(dict.fromkeys(lines)) + "\nNothing was submitted.") from None
 
 
-def _parse(path: Path, text: str) -> tuple[yaml.Node, Any]:
-    """Return the sweep's YAML nodes, which know their lines, and its content."""
-    root = None
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        if not isinstance(root, yaml.MappingNode):
-            raise UserError(
-                f"{path}:1:1: a sweep is a mapping of keys; 'farm submit --example' prints one."
-            )
-        _refuse_repeated_keys(path, root)
-        return root, yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        raise UserError(f"{path}{where}: not valid YAML: {error.problem}.") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}.") from None
-    except RecursionError:
-        raise UserError(f"{path} is nested too deeply for a sweep.") from None
-    except (ValueError, OverflowError) as error:
-        # A date that no calendar has, a number of thousands of digits, an escape beyond Unicode.
-        raise UserError(f"{_where_unreadable(path, root)}: not valid YAML: {error}.") from None
-
-
-def _describe(path: Path, root: yaml.Node, problem: Any) -> str:
+def _describe(path: Path, root: yaml.Node, form: type[Sweep], problem: Any) -> str:
     steps = problem["loc"]
     kind, key = problem["type"], ".".join(str(step) for step in steps)
     if kind == "extra_forbidden":
-        mark = _mark(root, steps, of_key=True)
-        known = sorted(_model_at(steps[:-1]).model_fields)
-        what = f"unknown key '{steps[-1]}'; allowed are {', '.join(known)}"
+        mark = mark_of(root, steps, of_key=True)
+        known = sorted(_model_at(form, steps[:-1]).model_fields)
+        if form is EndpointSweep and len(steps) == 1 and steps[0] in SweepFile.model_fields:
+            what = f"an endpoint can't be told '{steps[0]}': its server was started with its own"
+        else:
+            what = f"unknown key '{steps[-1]}'"
+        what += f"; allowed are {', '.join(known)}"
     elif kind == "missing":
-        mark = _mark(root, steps[:-1])
+        mark = mark_of(root, steps[:-1])
         what = f"'{steps[-1]}' is missing"
     else:
-        mark = _mark(root, steps, of_key=kind == "invalid_key")
+        mark = mark_of(root, steps, of_key=kind == "invalid_key")
         message = problem["msg"].removeprefix("Value error, ")
         given = problem["input"]
         shown = f" (it is {given!r})" if isinstance(given, str | int | float) else ""
@@ -272,71 +282,10 @@ def _describe(path: Path, root: yaml.Node, problem: Any) -> str:
     return f"{path}:{mark.line + 1}:{mark.column + 1}: {what}."
 
 
-def _model_at(steps: Sequence[Any]) -> type[BaseModel]:
+def _model_at(form: type[Sweep], steps: Sequence[Any]) -> type[BaseModel]:
     nested: dict[Any, type[BaseModel]] = {
-        "pairs": PairEntry,
+        "pairs": EndpointPair if form is EndpointSweep else PairEntry,
         "prompts": PromptChoice,
         "what_if": WhatIfEntry,
     }
-    return nested.get(steps[0], SweepFile) if steps else SweepFile
-
-
-def _mark(node: yaml.Node, steps: Sequence[Any], *, of_key: bool = False) -> yaml.Mark:
-    """Return where the node at `steps` starts, or the deepest one above it that the file has."""
-    mark = node.start_mark
-    for step in steps:
-        if isinstance(node, yaml.MappingNode):
-            found = next((pair for pair in node.value if pair[0].value == str(step)), None)
-            if found is None:
-                break
-            key_node, node = found
-            mark = key_node.start_mark if of_key else node.start_mark
-        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int):
-            if step >= len(node.value):
-                break
-            node = node.value[step]
-            mark = node.start_mark
-        else:
-            break
-    return mark
-
-
-def _where_unreadable(path: Path, root: yaml.Node | None) -> str:
-    """Return file, line and column of the scalar that Python's types can't hold, if known."""
-    waiting = [root] if root else []
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, yaml.MappingNode):
-            waiting += [part for pair in node.value for part in pair]
-        elif isinstance(node, yaml.SequenceNode):
-            waiting += node.value
-        else:
-            try:
-                yaml.SafeLoader("").construct_object(node)
-            except ValueError:
-                return f"{path}:{node.start_mark.line + 1}:{node.start_mark.column + 1}"
-    return str(path)
-
-
-def _refuse_repeated_keys(path: Path, node: yaml.Node, above: tuple[yaml.Node, ...] = ()) -> None:
-    if any(node is one for one in above):
-        mark = node.start_mark
-        raise UserError(
-            f"{path}:{mark.line + 1}:{mark.column + 1}: an alias inside its own anchor."
-        )
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, value in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                continue
-            if key.value in seen:
-                mark = key.start_mark
-                raise UserError(
-                    f"{path}:{mark.line + 1}:{mark.column + 1}: the key '{key.value}' is there "
-                    "twice; keep one.\nNothing was submitted."
-                )
-            seen.add(key.value)
-            _refuse_repeated_keys(path, value, (*above, node))
-    elif isinstance(node, yaml.SequenceNode):
-        for value in node.value:
-            _refuse_repeated_keys(path, value, (*above, node))
+    return nested.get(steps[0], form) if steps else form

@@ -35,3 +35,13 @@ def beside(call: Callable[[], T], deadline: float, look: Callable[[], None]) -> 
         look()
         yield None
     return future.result()
+
+
+def result_of(waiting: Waiting[T]) -> T:
+    """Return what is waited for, without looking at anything meanwhile."""
+    while True:
+        try:
+            next(waiting)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
