@@ -160,8 +160,8 @@ def _require_near(url: str) -> None:
     far = [str(address[0]) for *_, address in found if not is_near(str(address[0]))]
     if far:
         raise UserError(
-            f"{parts.hostname} is {far[0]}, outside this machine and its private networks: prompts "
-            "would leave for it. Add --remote if they may."
+            f"{url} is at {far[0]}, outside this machine and its private networks: prompts would "
+            "leave for it. Add --remote if they may."
         )
 
 

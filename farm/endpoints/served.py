@@ -19,7 +19,8 @@ _OWNERS = {"llamacpp": Api.LLAMA_SERVER, "vllm": Api.VLLM}
 
 @dataclass(frozen=True)
 class Served:
-    """One endpoint's answers. server: name and version. model: its id there. facts: what else the
+    """One endpoint's answers. server: name and version. model: its id there, of a llama-server the
+    file's name, since the same file lies elsewhere on another machine. facts: what else the
     server says that tells this model from another, such as size or digest. draft_model: what is
     asked for with each request."""
 
@@ -32,8 +33,7 @@ class Served:
     @property
     def model_name(self) -> str:
         """Return the id as people write it; a file's without folder and ending."""
-        path = PurePosixPath(self.model.replace("\\", "/"))
-        return path.stem if path.suffix == ".gguf" else self.model
+        return _file_stem(self.model)
 
     def same_model(self, other: Served) -> bool:
         """Say whether both name the same model; servers of one kind must tell the same facts."""
@@ -64,7 +64,14 @@ def ask(endpoint: Endpoint) -> Served:
         tags = get_json(endpoint, "/api/tags").get("models")
         listed = [model | {"id": model.get("name")} for model in tags or ()]
     entry = _chosen(endpoint, listed)
-    return Served(api, server, str(entry["id"]), _facts(api, entry), endpoint.draft_model)
+    model = str(entry["id"])
+    name = _file_stem(model) if api is Api.LLAMA_SERVER else model
+    return Served(api, server, name, _facts(api, entry), endpoint.draft_model)
+
+
+def _file_stem(model: str) -> str:
+    path = PurePosixPath(model.replace("\\", "/"))
+    return path.stem if path.suffix == ".gguf" else model
 
 
 def _models(endpoint: Endpoint) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from endpoint_servers import DRAFTS, Endpoints, llama_server
 from rich.console import Console
 from small_farm import SmallFarm
 
@@ -83,3 +84,30 @@ def llama_tools() -> ToolBuild:
     Without them nothing is known about the engine, so no test is left out.
     """
     return tools.ensure(Console(stderr=True))
+
+
+@pytest.fixture(scope="session")
+def running_servers(
+    llama_tools: ToolBuild, tiny_pair: tuple[Path, Path]
+) -> Iterator[tuple[str, str]]:
+    """Return the addresses of two llama-servers: a plain one, and one that drafts."""
+    target, draft = tiny_pair
+    with (
+        llama_server(llama_tools, target) as plain,
+        llama_server(llama_tools, target, "-md", draft, "-ngld", "0", *DRAFTS) as fast,
+    ):
+        yield plain, fast
+
+
+@pytest.fixture
+def register_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a farm home whose register of endpoints is empty."""
+    home = tmp_path / "home"
+    monkeypatch.setenv("FARM_HOME", str(home))
+    return home
+
+
+@pytest.fixture
+def endpoints(running_servers: tuple[str, str], register_home: Path) -> Endpoints:
+    """Return two servers that run already, and nothing registered yet."""
+    return Endpoints(*running_servers)

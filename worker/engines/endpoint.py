@@ -45,15 +45,15 @@ class _Item:
 class EndpointEngine:
     """Two endpoints of this machine's register, as one pair."""
 
-    def __init__(self, remotes: dict[Arm, Remote], log: Path) -> None:
+    def __init__(self, remotes: dict[Arm, Remote]) -> None:
         plain, fast = (remotes[arm].served for arm in ARMS)
         self.build = BuildInfo(
             digest=build_digest(plain, fast),
             name=register.pair_build(*(remotes[arm].endpoint.name for arm in ARMS)),
             system_info="; ".join(f"{arm}: {_described(remotes[arm].served)}" for arm in ARMS),
         )
+        self.isolation = "none: the servers were running already"
         self._remotes = remotes
-        self._log = log
         self._warmed: set[Arm] = set()
         self._ran_at = 0.0
 
@@ -167,7 +167,7 @@ class EndpointFactory:
     ) -> EndpointEngine:
         """Ask both endpoints what they are; their servers have loaded the model already.
 
-        target and draft are not looked at. Raises BenchmarkError "build-changed" where an endpoint
+        target, draft and log are not looked at. Raises BenchmarkError "build-changed" where an endpoint
         is not registered any more, "model-changed" where it serves another model than at planning,
         and what asking raises.
         """
@@ -191,7 +191,7 @@ class EndpointFactory:
             arm: Remote(endpoint, one)
             for arm, endpoint, one in zip(ARMS, endpoints, served, strict=True)
         }
-        return EndpointEngine(remotes, log)
+        return EndpointEngine(remotes)
 
 
 def _described(served: Served) -> str:

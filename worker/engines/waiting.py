@@ -9,6 +9,7 @@ from concurrent.futures import Future, wait
 from typing import TypeVar
 
 LISTEN_S = 1.0
+THREAD = "asking"
 _LEAST_S = 0.02
 
 T = TypeVar("T")
@@ -30,7 +31,7 @@ def beside(call: Callable[[], T], deadline: float, look: Callable[[], None]) -> 
         except Exception as error:
             future.set_exception(error)
 
-    threading.Thread(target=run, daemon=True).start()
+    threading.Thread(target=run, name=THREAD, daemon=True).start()
     while not wait([future], min(LISTEN_S, max(deadline - time.monotonic(), _LEAST_S))).done:
         look()
         yield None

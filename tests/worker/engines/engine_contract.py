@@ -29,6 +29,7 @@ from worker.engines.llama_server import LlamaServerEngine
 
 LIMIT_S = 120.0
 TOKENS = 24
+K = 4
 CATEGORY = "code-completion"
 TEXTS = ("one", "two", "three")
 
@@ -61,16 +62,32 @@ def of_arm(samples: list[Sample], arm: Arm) -> list[Sample]:
     return [sample for sample in samples if sample.arm is arm]
 
 
+def expect_the_law(samples: list[Sample], law: Law, n_max: int, counts_rounds: bool) -> None:
+    """Check what the law fixes: ids, drafted, accepted, target passes. Equal, not just close."""
+    for index, text in enumerate(TEXTS):
+        start = start_state(law, CATEGORY, text, index)
+        expected = law.greedy_rounds(start, TOKENS, n_max)
+        walk = law.greedy_walk(start, TOKENS)
+        plain, drafted = (
+            next(s for s in of_arm(samples, arm) if s.prompt_digest == text) for arm in Arm
+        )
+        assert plain.output_ids == drafted.output_ids == walk
+        assert (drafted.drafted, drafted.accepted) == (expected.drafted, expected.accepted)
+        if counts_rounds:
+            assert drafted.rounds == expected.target_passes
+            assert drafted.accepted_per_position == expected.accepted_per_position
+        else:
+            assert drafted.rounds is drafted.accepted_per_position is None
+        assert drafted.parity is Parity.EXACT
+        assert (plain.drafted, plain.accepted, plain.rounds) == (0, 0, 0)
+
+
 class EngineContract(ABC):
-    """Inherit it, name the factory and whatever a victim of the crash tests looks like."""
+    """Inherit it, name the factory, and say in the fixture `build` with what to decode."""
 
     factory: EngineFactory
     # Servers count rounds for all their requests together.
     counts_rounds = True
-
-    @abstractmethod
-    def victim(self) -> psutil.Process:
-        """Return the process that decodes the speculative arm."""
 
     @pytest.fixture
     def prompts(self, law: Law) -> list[PreparedPrompt]:
@@ -88,7 +105,7 @@ class EngineContract(ABC):
             build=build,
             target=target,
             draft=draft,
-            speculation=Speculation(SpeculationKind.DRAFT_SIMPLE, 4),
+            speculation=Speculation(SpeculationKind.DRAFT_SIMPLE, K),
             sampling=Sampling(0.0, 0),
             settings=one_thread,
             category=CATEGORY,
@@ -127,34 +144,10 @@ class EngineContract(ABC):
             (text, repeat, arm) for text in TEXTS for repeat in (0, 1) for arm in Arm
         )
 
-    @pytest.mark.parametrize("n_max", [2, 4])
     def test_greedy_runs_do_what_the_pairs_law_says(
-        self,
-        load: Callable[..., Engine],
-        spec: JobSpec,
-        prompts: list[PreparedPrompt],
-        law: Law,
-        n_max: int,
+        self, load: Callable[..., Engine], spec: JobSpec, prompts: list[PreparedPrompt], law: Law
     ) -> None:
-        """Ids, drafted, accepted and target passes are fixed by the law: equal, not just close."""
-        job = replace(spec, speculation=replace(spec.speculation, n_max=n_max))
-        samples = measured(load(job), job, prompts)
-        for index, text in enumerate(TEXTS):
-            start = start_state(law, CATEGORY, text, index)
-            expected = law.greedy_rounds(start, TOKENS, n_max)
-            walk = law.greedy_walk(start, TOKENS)
-            plain, drafted = (
-                next(s for s in of_arm(samples, arm) if s.prompt_digest == text) for arm in Arm
-            )
-            assert plain.output_ids == drafted.output_ids == walk
-            assert (drafted.drafted, drafted.accepted) == (expected.drafted, expected.accepted)
-            if self.counts_rounds:
-                assert drafted.rounds == expected.target_passes
-                assert drafted.accepted_per_position == expected.accepted_per_position
-            else:
-                assert drafted.rounds is drafted.accepted_per_position is None
-            assert drafted.parity is Parity.EXACT
-            assert (plain.drafted, plain.accepted, plain.rounds) == (0, 0, 0)
+        expect_the_law(measured(load(spec), spec, prompts), law, K, self.counts_rounds)
 
     @pytest.mark.parametrize("depth_tokens", [300, 700])
     def test_at_a_depth_the_law_is_the_same_and_the_prompt_is_longer(
@@ -249,6 +242,53 @@ class EngineContract(ABC):
             assert sample.prompt_tokens > 0
             assert sample.prompt_ms > 0
 
+    def test_another_temperature_runs_on_the_same_load(
+        self, load: Callable[..., Engine], spec: JobSpec, prompts: list[PreparedPrompt]
+    ) -> None:
+        engine = load(spec)
+        greedy = measured(engine, spec, prompts)
+        rule = replace(spec.speculation, accept=AcceptRule.MATCH)
+        drawn = measured(
+            engine, replace(spec, speculation=rule, sampling=Sampling(0.8, 3)), prompts
+        )
+        assert all(sample.parity is Parity.NOT_COMPARED for sample in drawn)
+        speculative = of_arm(drawn, Arm.SPECULATIVE)
+        assert all(0 <= sample.accepted <= sample.drafted for sample in speculative)
+        plain = [sample.output_ids for sample in of_arm(greedy, Arm.BASELINE)]
+        assert plain != [sample.output_ids for sample in of_arm(drawn, Arm.BASELINE)]
+
+    def test_a_prompt_that_does_not_fit_is_refused(
+        self, load: Callable[..., Engine], spec: JobSpec, law: Law
+    ) -> None:
+        marker = law.marker(law.states(CATEGORY)[0])
+        engine = load(spec)
+        with pytest.raises(BenchmarkError, match=r"context") as caught:
+            measured(engine, spec, [PreparedPrompt("long", marker * 3000)])
+        assert caught.value.kind == "bad-request"
+
+    def test_the_deadline_ends_the_run_and_the_process(
+        self, load: Callable[..., Engine], spec: JobSpec, prompts: list[PreparedPrompt]
+    ) -> None:
+        engine = load(spec)
+        long = replace(spec, generate_tokens=1500, repeats=100)
+        with pytest.raises(BenchmarkError) as caught:
+            measured(engine, long, prompts, time.monotonic() + 1.5)
+        assert caught.value.kind == "timeout"
+
+
+class LoadingEngineContract(EngineContract):
+    """What an engine promises beside, that loads the pair itself and starts what decodes it."""
+
+    @abstractmethod
+    def victim(self) -> psutil.Process:
+        """Return the process that decodes the speculative arm."""
+
+    def test_another_k_does_what_the_law_says(
+        self, load: Callable[..., Engine], spec: JobSpec, prompts: list[PreparedPrompt], law: Law
+    ) -> None:
+        job = replace(spec, speculation=replace(spec.speculation, n_max=2))
+        expect_the_law(measured(load(job), job, prompts), law, 2, self.counts_rounds)
+
     def test_another_k_and_temperature_run_on_the_same_load(
         self, load: Callable[..., Engine], spec: JobSpec, prompts: list[PreparedPrompt]
     ) -> None:
@@ -283,15 +323,6 @@ class EngineContract(ABC):
         if status.exists():
             assert (f"Seccomp:\t{2 if filtered else 0}\n") in status.read_text()
 
-    def test_a_prompt_that_does_not_fit_is_refused(
-        self, load: Callable[..., Engine], spec: JobSpec, law: Law
-    ) -> None:
-        marker = law.marker(law.states(CATEGORY)[0])
-        engine = load(spec)
-        with pytest.raises(BenchmarkError, match=r"context") as caught:
-            measured(engine, spec, [PreparedPrompt("long", marker * 3000)])
-        assert caught.value.kind == "bad-request"
-
     def test_a_model_that_does_not_load_is_the_jobs_failure(
         self, load: Callable[..., Engine], spec: JobSpec, tmp_path: Path
     ) -> None:
@@ -303,15 +334,6 @@ class EngineContract(ABC):
             load(spec, target=ModelRef(str(broken), "x", "broken"))
         assert caught.value.kind == "load-failed"
         assert caught.value.log_tail
-
-    def test_the_deadline_ends_the_run_and_the_process(
-        self, load: Callable[..., Engine], spec: JobSpec, prompts: list[PreparedPrompt]
-    ) -> None:
-        engine = load(spec)
-        long = replace(spec, generate_tokens=1500, repeats=100)
-        with pytest.raises(BenchmarkError) as caught:
-            measured(engine, long, prompts, time.monotonic() + 1.5)
-        assert caught.value.kind == "timeout"
 
     def test_a_crash_in_the_middle_is_named_and_has_its_log(
         self, load: Callable[..., Engine], spec: JobSpec, prompts: list[PreparedPrompt]
