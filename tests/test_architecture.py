@@ -25,6 +25,7 @@ OUTSIDE = {"worker", "dashboard"}
 NEVER = {
     "farm.gguf": {"farm.store", "farm.services", "farm.queue", "farm.cli", "sqlalchemy", *OUTSIDE},
     "farm.store": {"farm.services", "farm.queue", "farm.cli", "farm.report", *OUTSIDE},
+    "farm.endpoints": {"farm.store", "farm.services", "farm.queue", "farm.cli", *OUTSIDE},
     "farm.builds": {"farm.store", "farm.services", "farm.queue", "farm.cli", *OUTSIDE},
     "farm.queue": {"farm.services", "farm.cli", "farm.report", *OUTSIDE},
     "farm.services": {"farm.cli", "farm.report", *OUTSIDE},

@@ -33,7 +33,8 @@ class Sample:
     and the arrays empty. None is what the engine does not report, never 0. first_divergence is an
     index into output_ids, None where equal or not compared; margin_logits is the reference's top-2
     logit gap there, and control_token the target's best token there when the baseline's own text
-    is scored in passes as wide as a verification.
+    is scored in passes as wide as a verification. Where a server returns no ids, output_ids is
+    empty, output_digest is over the text in UTF-8 and first_divergence counts its code points.
     """
 
     prompt_digest: str

@@ -144,7 +144,7 @@ def _checked_url(url: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UserError(f"'{url}' is not a server's URL, such as http://localhost:8000.")
     if parts.query or parts.fragment:
-        raise UserError(f"'{url}' has more than host, port and path; leave the rest out.")
+        raise UserError("The URL has more than host, port and path; leave the rest out.")
     return url.rstrip("/").removesuffix("/v1")
 
 

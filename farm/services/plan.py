@@ -106,7 +106,9 @@ def plan_sweep(path: Path, progress: Progress | None = None) -> Plan:
     prompt_set = find_prompt_set(sweep.prompts.set, path.parent)
     chosen = _choose_prompts(sweep, prompt_set)
     if isinstance(sweep, EndpointSweep):
-        served = list(endpoint_jobs(sweep, chosen))
+        served = list(itertools.islice(endpoint_jobs(sweep, chosen), MAX_JOBS + 1))
+        if len(served) > MAX_JOBS:
+            raise _too_many(path)
         return Plan(
             name=sweep.name,
             source=source,
@@ -143,10 +145,7 @@ def plan_sweep(path: Path, progress: Progress | None = None) -> Plan:
                 else:
                     jobs[job.key] = job
                 if len(jobs) + len(left_out) > MAX_JOBS:
-                    raise UserError(
-                        f"{path} expands to more than {MAX_JOBS} jobs, the most for one sweep; "
-                        "split it. Nothing was submitted."
-                    )
+                    raise _too_many(path)
                 if job.pair_key not in need_bytes:
                     headers = target.header, draft.header if draft else None
                     need_bytes[job.pair_key] = sum(pair_need_bytes(job.settings, *headers))
@@ -160,6 +159,13 @@ def plan_sweep(path: Path, progress: Progress | None = None) -> Plan:
         refusals=tuple(refusals),
         need_bytes=need_bytes,
         left_out=len(left_out),
+    )
+
+
+def _too_many(path: Path) -> UserError:
+    return UserError(
+        f"{path} expands to more than {MAX_JOBS} jobs, the most for one sweep; split it. Nothing "
+        "was submitted."
     )
 
 

@@ -279,8 +279,13 @@ def _token(entry: dict[str, Any]) -> Token:
 
 
 def _tokens(logprobs: dict[str, Any] | None) -> Iterator[Token]:
-    """Yield the tokens of OpenAI's `logprobs`, whose alternatives are keyed by their text."""
-    if logprobs:
+    """Yield the tokens of OpenAI's `logprobs`, whose alternatives are keyed by their text, or as
+    llama-server has them in either API."""
+    if not logprobs:
+        return
+    if "content" in logprobs:
+        yield from (_token(entry) for entry in logprobs["content"])
+    else:
         tops = logprobs.get("top_logprobs") or [{} for _ in logprobs["tokens"]]
         for text, top in zip(logprobs["tokens"], tops, strict=True):
             best = sorted((float(value) for value in (top or {}).values()), reverse=True)
