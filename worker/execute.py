@@ -161,7 +161,7 @@ class Executor:
                 **provenance.recorded(found),
             )
         # A made-up acceptance follows no law of the target's.
-        followed = law if spec.speculation.what_if is None else None
+        followed = pair.law if spec.speculation.what_if is None else None
         law_check = LawCheck(followed, spec.sampling.temperature, prompts)
         for sample in engine.run(spec, prompts, deadline):
             if heart.lost.is_set():

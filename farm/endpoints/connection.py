@@ -141,7 +141,8 @@ def get(endpoint: Endpoint, path: str) -> str | None:
     """Return what a GET answers, None where the server has nothing there. Raises BenchmarkError."""
     exchange = Exchange(endpoint, path, None, PROBE_LIMIT_S)
     try:
-        if exchange.status in (401, 403, 429):
+        # 501 is llama-server's word for what it was not started with.
+        if exchange.status in (401, 403, 429, 500, 502, 503, 504):
             raise exchange.refusal()
         return exchange.body().decode(errors="replace") if exchange.status == 200 else None
     finally:

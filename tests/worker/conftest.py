@@ -86,7 +86,7 @@ def llama_tools() -> ToolBuild:
     return tools.ensure(Console(stderr=True))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def running_servers(
     llama_tools: ToolBuild, tiny_pair: tuple[Path, Path]
 ) -> Iterator[tuple[str, str]]:

@@ -12,7 +12,8 @@ from farm.errors import BenchmarkError
 from farm.science.parity import classify, first_divergence
 from worker.engines.completion import Finding, margin_after, margin_in, request, told
 from worker.engines.contract import PreparedPrompt
-from worker.engines.server import Server, Waiting
+from worker.engines.server import Server
+from worker.engines.waiting import Waiting
 
 # What it means that the unmodified target has no room beside what else runs.
 TOO_LITTLE_MEMORY = ("load-failed", "out-of-memory")

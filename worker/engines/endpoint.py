@@ -167,9 +167,9 @@ class EndpointFactory:
     ) -> EndpointEngine:
         """Ask both endpoints what they are; their servers have loaded the model already.
 
-        target, draft and log are not looked at. Raises BenchmarkError "build-changed" where an endpoint
-        is not registered any more, "model-changed" where it serves another model than at planning,
-        and what asking raises.
+        target, draft and log are not looked at. Raises BenchmarkError "build-changed" where an
+        endpoint is not registered any more, "model-changed" where it serves another model than at
+        planning, and what asking raises.
         """
         try:
             names = register.pair_names(spec.build)

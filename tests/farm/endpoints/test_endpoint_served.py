@@ -111,6 +111,12 @@ def test_a_list_that_needs_a_key_says_so(serve: Serve) -> None:
     assert caught.value.kind == "unauthorized"
 
 
+def test_a_server_that_is_still_loading_says_so(serve: Serve) -> None:
+    loading = json_reply({"error": {"code": 503, "message": "Loading model"}}, 503)
+    with pytest.raises(BenchmarkError, match="answered 503: Loading model"):
+        ask(serve({"/v1/models": loading}))
+
+
 class TestSameModel:
     SERVED = Served(Api.LLAMA_SERVER, "llama-server b1", "Qwen", (("size", 5),))
 

@@ -1,4 +1,4 @@
-"""The engines, in real processes, against the one contract."""
+"""The engines that load models themselves, in real processes, against the one contract."""
 
 from __future__ import annotations
 
@@ -6,21 +6,10 @@ from dataclasses import replace
 
 import psutil
 import pytest
-from endpoint_servers import Endpoints
-from engine_contract import (
-    CATEGORY,
-    TEXTS,
-    TOKENS,
-    EngineContract,
-    LoadingEngineContract,
-    descendants,
-)
+from engine_contract import LoadingEngineContract, descendants
 
 from farm.builds.tools import ToolBuild
 from farm.domain.decoding import Settings
-from farm.domain.job import JobSpec
-from farm.endpoints.register import pair_build
-from worker.engines.endpoint import EndpointFactory
 from worker.engines.in_process import InProcessFactory
 from worker.engines.llama_server import LlamaServerFactory
 
@@ -64,19 +53,3 @@ class TestLlamaServerForFour(TestLlamaServerForTwo):
     """More than there are prompts."""
 
     at_once = 4
-
-
-class TestEndpoint(EngineContract):
-    """Two real llama-servers that run before the engine, and after it."""
-
-    factory = EndpointFactory()
-
-    @pytest.fixture
-    def build(self, endpoints: Endpoints) -> str:
-        endpoints.register("plain", endpoints.plain)
-        endpoints.register("fast", endpoints.fast)
-        return pair_build("plain", "fast")
-
-    @pytest.fixture
-    def spec(self, endpoints: Endpoints, build: str) -> JobSpec:
-        return endpoints.job(build, CATEGORY, TEXTS, TOKENS)
