@@ -193,7 +193,10 @@ class Executor:
 
     def _on_this_machine(self, spec: JobSpec) -> JobSpec:
         """Fill in what a job leaves to the machine. llama.cpp's library takes 4 threads whatever
-        the machine, and threads beyond the cores wait for each other at every step."""
+        the machine, and threads beyond the cores wait for each other at every step. Servers that
+        run already have theirs."""
+        if not ENGINES[spec.engine].needs_files:
+            return spec
         threads = spec.settings.threads or self._threads
         return replace(spec, settings=replace(spec.settings, threads=threads))
 

@@ -79,6 +79,14 @@ def test_a_sweep_compares_two_servers(
         (model,) = session.scalars(select(ModelFileRow)).all()
         rows = session.scalars(select(SampleRow).where(SampleRow.arm == "speculative")).all()
         found = recommendations(session)
+        attempts = session.scalars(select(AttemptRow)).all()
+    assert len({attempt.conditions for attempt in attempts}) == 1
+    kept, before = str(attempts[0].provenance), attempts[0].environment_before
+    assert before is not None
+    assert before["decode_threads"] is None
+    for fact in ("'server': 'llama-server", "'n_params'", "'temperature': 0.0", "'path'"):
+        assert fact in kept
+    assert registered.plain not in kept
     assert build.name == "endpoint==plain+fast"
     assert build.system_info.count("llama-server") == 2
     assert (model.name, model.architecture) == (tiny_pair[0].stem, "served")

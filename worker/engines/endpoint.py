@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from farm.domain.engines import ENDPOINT
 from farm.domain.job import Arm, JobSpec
@@ -85,6 +86,13 @@ class EndpointEngine:
                 "token in the whole job: start its server with speculation, or with a kind that "
                 "finds something to draft in this content.",
             )
+
+    def parameters(self, spec: JobSpec) -> dict[Arm, dict[str, Any]]:
+        """Return what each server says of itself, and what it is asked for."""
+        return {
+            arm: remote.parameters(spec.generate_tokens, spec.sampling)
+            for arm, remote in self._remotes.items()
+        }
 
     def log_tail(self) -> str:
         """Return nothing: the servers' logs are where they were started."""

@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from farm.domain.decoding import Sampling
 from farm.endpoints.connection import Exchange, get
@@ -34,6 +34,21 @@ class Remote:
         self.served = served
         self._wire: Wire = wire_of(served)
         self._exchange: Exchange | None = None
+
+    def parameters(self, tokens: int, sampling: Sampling) -> dict[str, Any]:
+        """Return what it says of itself, and what it is asked for but for prompt and seed."""
+        path, body = self._wire.request("", tokens, sampling, 0, 0)
+        asked = {key: value for key, value in body.items() if key not in ("prompt", "seed")}
+        if isinstance(options := asked.get("options"), dict):
+            asked["options"] = {key: options[key] for key in options if key != "seed"}
+        served = self.served
+        return {
+            "server": served.server,
+            "model": served.model,
+            **dict(served.facts),
+            "path": path,
+            "request": asked,
+        }
 
     def ask_again(self, deadline: float) -> Waiting[Served]:
         """Return what the server says of itself now. Raises BenchmarkError."""
