@@ -15,10 +15,11 @@ from farm.endpoints.register import Endpoint, is_near
 from farm.errors import BenchmarkError
 
 PROBE_LIMIT_S = 10.0
-MAX_LINE_BYTES = 16 * 1024 * 1024
+MAX_ANSWER_BYTES = 64 * 1024 * 1024
 _BROKEN = (OSError, http.client.HTTPException)
 _KINDS = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
 _SHOWN = 300
+_READ_BYTES = 64 * 1024
 
 
 class Exchange:
@@ -59,12 +60,20 @@ class Exchange:
         self.status = self._response.status
 
     def lines(self) -> Iterator[bytes]:
-        """Yield the answer's lines as they arrive. Raises BenchmarkError as `refusal` says, and
-        "server-lost" where the connection breaks."""
+        """Yield the answer's lines as they arrive. Raises BenchmarkError as `refusal` says,
+        "server-lost" where the connection breaks, "garbage" where the answer has no end."""
         if self.status != 200:
             raise self.refusal()
+        left = MAX_ANSWER_BYTES
         try:
-            while line := self._response.readline(MAX_LINE_BYTES):
+            while line := self._response.readline(left + 1):
+                left -= len(line)
+                if left < 0:
+                    raise BenchmarkError(
+                        "garbage",
+                        f"The endpoint {self._endpoint.name} sent more than "
+                        f"{MAX_ANSWER_BYTES >> 20} MiB, which is no completion.",
+                    )
                 yield line
         except _BROKEN as error:
             raise self._lost(error) from None
@@ -108,7 +117,7 @@ class Exchange:
     def _said(self) -> str:
         """Return the server's own words, on one line and without the key."""
         try:
-            text = self._response.read(MAX_LINE_BYTES).decode(errors="replace")
+            text = self._response.read(_READ_BYTES).decode(errors="replace")
         except _BROKEN:
             return ""
         return f": {without_key(self._endpoint, message_in(text))}" if text.strip() else ""
@@ -167,7 +176,12 @@ def message_in(text: str) -> str:
                 found = found[key]
         if isinstance(found, str):
             text = found
-    return " ".join(text.split())[:_SHOWN].rstrip(".")
+    return printable(text)[:_SHOWN].rstrip(".")
+
+
+def printable(text: str) -> str:
+    """Return a server's words on one line without control characters."""
+    return "".join(char for char in " ".join(text.split()) if char.isprintable())
 
 
 def without_key(endpoint: Endpoint, text: str) -> str:

@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from farm.endpoints.connection import get_json
+from farm.endpoints.connection import get_json, printable
 from farm.endpoints.register import Api, Endpoint
 from farm.errors import BenchmarkError, UserError
 
+_LONGEST = 100
 # `owned_by` in the answer of /v1/models: tools/server/server-context.cpp, vLLM's ModelCard.
 _OWNERS = {"llamacpp": Api.LLAMA_SERVER, "vllm": Api.VLLM}
 
@@ -66,7 +67,7 @@ def ask(endpoint: Endpoint) -> Served:
     entry = _chosen(endpoint, listed)
     model = str(entry["id"])
     name = _file_stem(model) if api is Api.LLAMA_SERVER else model
-    return Served(api, server, name, _facts(api, entry), endpoint.draft_model)
+    return Served(api, printable(server)[:_LONGEST], name, _facts(api, entry), endpoint.draft_model)
 
 
 def _file_stem(model: str) -> str:
@@ -76,7 +77,11 @@ def _file_stem(model: str) -> str:
 
 def _models(endpoint: Endpoint) -> list[dict[str, Any]]:
     data = get_json(endpoint, "/v1/models").get("data")
-    return [model for model in data or () if isinstance(model, dict) and model.get("id")]
+    return [
+        model
+        for model in data or ()
+        if isinstance(model, dict) and (name := str(model.get("id") or "")) and name.isprintable()
+    ]
 
 
 def _api(endpoint: Endpoint, listed: list[dict[str, Any]]) -> Api:
@@ -128,7 +133,12 @@ def _facts(api: Api, entry: dict[str, Any]) -> tuple[tuple[str, str | int], ...]
         Api.OLLAMA: ("digest",),
     }.get(api, ())
     source = entry.get("meta") or {} if api is Api.LLAMA_SERVER else entry
-    return tuple((key, source[key]) for key in keys if isinstance(source.get(key), str | int))
+    found = ((key, source.get(key)) for key in keys)
+    return tuple(
+        (key, printable(value) if isinstance(value, str) else value)
+        for key, value in found
+        if isinstance(value, str | int)
+    )
 
 
 def _llama_server(endpoint: Endpoint) -> str:

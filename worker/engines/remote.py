@@ -127,8 +127,8 @@ class Remote:
                 self.hang_up()
                 raise BenchmarkError(
                     "timeout",
-                    f"The job ran past its time limit while {self.endpoint.name} was asked; raise "
-                    "job_timeout_s or ask for less.",
+                    f"The job ran past its time limit while the endpoint {self.endpoint.name} was "
+                    "asked; raise job_timeout_s or ask for less.",
                 )
 
         try:
@@ -138,10 +138,10 @@ class Remote:
 
     def _named(self, error: BenchmarkError) -> BenchmarkError:
         """Return an error that says which endpoint it is about."""
-        name, said = self.endpoint.name, str(error)
-        if name in said:
+        who, said = f"endpoint {self.endpoint.name} ", str(error)
+        if who in said:
             return error
-        return BenchmarkError(error.kind, f"The endpoint {name} can't be measured. {said}")
+        return BenchmarkError(error.kind, f"The {who}can't be measured. {said}")
 
 
 def _counted(drafts: Drafts | None, before: Counters, after: Counters, api: Api) -> Drafts | None:

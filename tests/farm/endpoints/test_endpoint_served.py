@@ -117,6 +117,17 @@ def test_a_server_that_is_still_loading_says_so(serve: Serve) -> None:
         ask(serve({"/v1/models": loading}))
 
 
+def test_control_characters_do_not_reach_a_terminal(serve: Serve) -> None:
+    escape = "\x1b[2J"
+    models = listed({"id": f"m{escape}"}, {"id": "m", "owned_by": "vllm", "root": f"r{escape}"})
+    version = json_reply({"version": f"1{escape}"})
+    served = ask(serve({"/v1/models": models, "/version": version}))
+    assert (served.model, served.server, served.facts) == ("m", "vLLM 1[2J", (("root", "r[2J"),))
+    with pytest.raises(BenchmarkError) as caught:
+        ask(serve({"/v1/models": json_reply({"error": f"no{escape}"}, 500)}))
+    assert escape not in str(caught.value)
+
+
 class TestSameModel:
     SERVED = Served(Api.LLAMA_SERVER, "llama-server b1", "Qwen", (("size", 5),))
 

@@ -120,6 +120,15 @@ def test_a_broken_answer_is_named(fast: StandIn, answer: Reply, kind: str, sente
     assert sentence in str(error)
 
 
+def test_an_answer_without_an_end_is_broken_off(
+    fast: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("farm.endpoints.connection.MAX_ANSWER_BYTES", 1 << 20)
+    error = failure(Reply((HELLO, *[b"a" * (1 << 18)] * 8), hangs=True), fast)
+    assert error.kind == "garbage"
+    assert "more than 1 MiB" in str(error)
+
+
 def test_silence_ends_at_the_deadline_and_nothing_waits_on(fast: StandIn) -> None:
     error = failure(Reply((HELLO,), hangs=True), fast, limit_s=0.5)
     assert error.kind == "timeout"
