@@ -69,7 +69,7 @@ def value(said: list[str], flag: str) -> str:
 
 class TestParse:
     def test_reads_every_kind_of_today(self, new: Dialect) -> None:
-        assert new.kinds == frozenset(SpeculationKind) - {KINDS.PROMPT_LOOKUP}
+        assert new.kinds == frozenset(SpeculationKind) - {KINDS.PROMPT_LOOKUP, KINDS.AS_SERVED}
         assert not new.drafts_unasked
         assert new.flash_attention_takes_value
         assert new.layers_have_names
