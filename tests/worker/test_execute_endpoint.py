@@ -115,7 +115,7 @@ def test_the_report_shows_it_without_a_k(
     )
     for text in (markdown.read_text(), html.read_text()):
         assert "as served" in text
-        assert "the servers' own, 24 tokens generated" in text.replace("&#x27;", "'")
+        assert "the servers' own settings, 24 tokens generated" in text.replace("&#x27;", "'")
         assert "K = 0" not in text
         assert "llama-server -m" not in text
         assert "<svg" not in text

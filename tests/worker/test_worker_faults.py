@@ -177,6 +177,7 @@ class SilentEngine:
     """Loads, and then says nothing until it is ended."""
 
     name = "in-process"
+    needs_files = True
     build = BuildInfo("5" * 64, "llama-cpp-python==0", "")
     isolation = "none: nothing runs"
 

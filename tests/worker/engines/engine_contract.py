@@ -149,6 +149,83 @@ class EngineContract(ABC):
     ) -> None:
         expect_the_law(measured(load(spec), spec, prompts), law, K, self.counts_rounds)
 
+    def test_decode_time_leaves_the_first_token_to_the_prompt(
+        self, load: Callable[..., Engine], spec: JobSpec, prompts: list[PreparedPrompt]
+    ) -> None:
+        """Two tokens are one decode step, so they take about as long as any other step."""
+        engine = load(spec)
+        long = of_arm(measured(engine, replace(spec, generate_tokens=200), prompts), Arm.BASELINE)
+        short = of_arm(measured(engine, replace(spec, generate_tokens=2), prompts), Arm.BASELINE)
+        step_ms = min(sample.decode_ms for sample in long) / 199
+        assert min(sample.decode_ms for sample in short) < 30 * step_ms
+        for sample in long:
+            assert sample.decode_tok_s == pytest.approx(199 / sample.decode_ms * 1000)
+            assert sample.prompt_tokens > 0
+            assert sample.prompt_ms > 0
+
+    def test_another_temperature_runs_on_the_same_load(
+        self, load: Callable[..., Engine], spec: JobSpec, prompts: list[PreparedPrompt]
+    ) -> None:
+        engine = load(spec)
+        greedy = measured(engine, spec, prompts)
+        rule = replace(spec.speculation, accept=AcceptRule.MATCH)
+        drawn = measured(
+            engine, replace(spec, speculation=rule, sampling=Sampling(0.8, 3)), prompts
+        )
+        assert all(sample.parity is Parity.NOT_COMPARED for sample in drawn)
+        speculative = of_arm(drawn, Arm.SPECULATIVE)
+        assert all(0 <= sample.accepted <= sample.drafted for sample in speculative)
+        plain = [sample.output_ids for sample in of_arm(greedy, Arm.BASELINE)]
+        assert plain != [sample.output_ids for sample in of_arm(drawn, Arm.BASELINE)]
+
+    def test_a_prompt_that_does_not_fit_is_refused(
+        self, load: Callable[..., Engine], spec: JobSpec, law: Law
+    ) -> None:
+        marker = law.marker(law.states(CATEGORY)[0])
+        engine = load(spec)
+        with pytest.raises(BenchmarkError, match=r"context") as caught:
+            measured(engine, spec, [PreparedPrompt("long", marker * 3000)])
+        assert caught.value.kind == "bad-request"
+
+    def test_the_deadline_ends_the_run_and_the_process(
+        self, load: Callable[..., Engine], spec: JobSpec, prompts: list[PreparedPrompt]
+    ) -> None:
+        engine = load(spec)
+        long = replace(spec, generate_tokens=1500, repeats=100)
+        with pytest.raises(BenchmarkError) as caught:
+            measured(engine, long, prompts, time.monotonic() + 1.5)
+        assert caught.value.kind == "timeout"
+
+
+class LoadingEngineContract(EngineContract):
+    """What an engine promises beside, that loads the pair itself and starts what decodes it."""
+
+    @abstractmethod
+    def victim(self) -> psutil.Process:
+        """Return the process that decodes the speculative arm."""
+
+    def test_another_k_does_what_the_law_says(
+        self, load: Callable[..., Engine], spec: JobSpec, prompts: list[PreparedPrompt], law: Law
+    ) -> None:
+        job = replace(spec, speculation=replace(spec.speculation, n_max=2))
+        expect_the_law(measured(load(job), job, prompts), law, 2, self.counts_rounds)
+
+    def test_another_k_and_temperature_run_on_the_same_load(
+        self, load: Callable[..., Engine], spec: JobSpec, prompts: list[PreparedPrompt]
+    ) -> None:
+        engine = load(spec)
+        greedy = measured(engine, spec, prompts)
+        rule = replace(spec.speculation, n_max=2, accept=AcceptRule.MATCH)
+        warm = replace(spec, speculation=rule, sampling=Sampling(0.8, 3))
+        assert warm.pair_key == spec.pair_key
+        drawn = measured(engine, warm, prompts)
+        assert all(sample.parity is Parity.NOT_COMPARED for sample in drawn)
+        speculative = of_arm(drawn, Arm.SPECULATIVE)
+        assert all(0 <= sample.accepted <= sample.drafted for sample in speculative)
+        assert all(len(sample.accepted_per_position or ()) <= 2 for sample in speculative)
+        plain = [sample.output_ids for sample in of_arm(greedy, Arm.BASELINE)]
+        assert plain != [sample.output_ids for sample in of_arm(drawn, Arm.BASELINE)]
+
     @pytest.mark.parametrize("depth_tokens", [300, 700])
     def test_at_a_depth_the_law_is_the_same_and_the_prompt_is_longer(
         self,
@@ -227,83 +304,6 @@ class EngineContract(ABC):
         with pytest.raises(BenchmarkError, match=r"no device CUDA7 .*there is .*none") as caught:
             load(spec, settings=replace(spec.settings, draft_device="CUDA7"))
         assert caught.value.kind == "unsupported"
-
-    def test_decode_time_leaves_the_first_token_to_the_prompt(
-        self, load: Callable[..., Engine], spec: JobSpec, prompts: list[PreparedPrompt]
-    ) -> None:
-        """Two tokens are one decode step, so they take about as long as any other step."""
-        engine = load(spec)
-        long = of_arm(measured(engine, replace(spec, generate_tokens=200), prompts), Arm.BASELINE)
-        short = of_arm(measured(engine, replace(spec, generate_tokens=2), prompts), Arm.BASELINE)
-        step_ms = min(sample.decode_ms for sample in long) / 199
-        assert min(sample.decode_ms for sample in short) < 30 * step_ms
-        for sample in long:
-            assert sample.decode_tok_s == pytest.approx(199 / sample.decode_ms * 1000)
-            assert sample.prompt_tokens > 0
-            assert sample.prompt_ms > 0
-
-    def test_another_temperature_runs_on_the_same_load(
-        self, load: Callable[..., Engine], spec: JobSpec, prompts: list[PreparedPrompt]
-    ) -> None:
-        engine = load(spec)
-        greedy = measured(engine, spec, prompts)
-        rule = replace(spec.speculation, accept=AcceptRule.MATCH)
-        drawn = measured(
-            engine, replace(spec, speculation=rule, sampling=Sampling(0.8, 3)), prompts
-        )
-        assert all(sample.parity is Parity.NOT_COMPARED for sample in drawn)
-        speculative = of_arm(drawn, Arm.SPECULATIVE)
-        assert all(0 <= sample.accepted <= sample.drafted for sample in speculative)
-        plain = [sample.output_ids for sample in of_arm(greedy, Arm.BASELINE)]
-        assert plain != [sample.output_ids for sample in of_arm(drawn, Arm.BASELINE)]
-
-    def test_a_prompt_that_does_not_fit_is_refused(
-        self, load: Callable[..., Engine], spec: JobSpec, law: Law
-    ) -> None:
-        marker = law.marker(law.states(CATEGORY)[0])
-        engine = load(spec)
-        with pytest.raises(BenchmarkError, match=r"context") as caught:
-            measured(engine, spec, [PreparedPrompt("long", marker * 3000)])
-        assert caught.value.kind == "bad-request"
-
-    def test_the_deadline_ends_the_run_and_the_process(
-        self, load: Callable[..., Engine], spec: JobSpec, prompts: list[PreparedPrompt]
-    ) -> None:
-        engine = load(spec)
-        long = replace(spec, generate_tokens=1500, repeats=100)
-        with pytest.raises(BenchmarkError) as caught:
-            measured(engine, long, prompts, time.monotonic() + 1.5)
-        assert caught.value.kind == "timeout"
-
-
-class LoadingEngineContract(EngineContract):
-    """What an engine promises beside, that loads the pair itself and starts what decodes it."""
-
-    @abstractmethod
-    def victim(self) -> psutil.Process:
-        """Return the process that decodes the speculative arm."""
-
-    def test_another_k_does_what_the_law_says(
-        self, load: Callable[..., Engine], spec: JobSpec, prompts: list[PreparedPrompt], law: Law
-    ) -> None:
-        job = replace(spec, speculation=replace(spec.speculation, n_max=2))
-        expect_the_law(measured(load(job), job, prompts), law, 2, self.counts_rounds)
-
-    def test_another_k_and_temperature_run_on_the_same_load(
-        self, load: Callable[..., Engine], spec: JobSpec, prompts: list[PreparedPrompt]
-    ) -> None:
-        engine = load(spec)
-        greedy = measured(engine, spec, prompts)
-        rule = replace(spec.speculation, n_max=2, accept=AcceptRule.MATCH)
-        warm = replace(spec, speculation=rule, sampling=Sampling(0.8, 3))
-        assert warm.pair_key == spec.pair_key
-        drawn = measured(engine, warm, prompts)
-        assert all(sample.parity is Parity.NOT_COMPARED for sample in drawn)
-        speculative = of_arm(drawn, Arm.SPECULATIVE)
-        assert all(0 <= sample.accepted <= sample.drafted for sample in speculative)
-        assert all(len(sample.accepted_per_position or ()) <= 2 for sample in speculative)
-        plain = [sample.output_ids for sample in of_arm(greedy, Arm.BASELINE)]
-        assert plain != [sample.output_ids for sample in of_arm(drawn, Arm.BASELINE)]
 
     def test_the_models_decode_confined(
         self, load: Callable[..., Engine], spec: JobSpec, tmp_path: Path
