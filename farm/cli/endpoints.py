@@ -25,6 +25,7 @@ TRIAL_LIMIT_S = 120.0
 app = typer.Typer(
     name="endpoints",
     no_args_is_help=True,
+    add_completion=False,
     help="Name servers that run already, so that sweeps can compare two of them.",
 )
 
