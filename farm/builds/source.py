@@ -11,7 +11,8 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from farm import paths
@@ -28,6 +29,17 @@ def download(pin: Pin, folder: Path, pip: Sequence[str]) -> list[str]:
     requirements.write_text(pin.requirement + "\n")
     command = [*pip, "download", "-v", "--no-deps", "--no-binary", "llama-cpp-python"]
     return [*command, "-r", str(requirements), "-d", str(folder)]
+
+
+@contextmanager
+def opened(sdist: Path) -> Iterator[tarfile.TarFile]:
+    """Open a source distribution, whose digest pip has checked.
+
+    Members that would land outside are refused where Python can do that: from 3.11.4 on.
+    """
+    with tarfile.open(sdist) as archive:
+        archive.extraction_filter = getattr(tarfile, "data_filter", lambda member, _path: member)
+        yield archive
 
 
 def _fetch(pin: Pin, folder: Path, pip: Sequence[str]) -> Path:
@@ -54,12 +66,12 @@ def vocabularies(pin: Pin, store: Path, pip: Sequence[str] = (sys.executable, "-
         with tempfile.TemporaryDirectory(dir=store) as work:
             sdist = _fetch(pin, Path(work), pip)
             unpacked = Path(work) / "unpacked"
-            with tarfile.open(sdist) as archive:
+            with opened(sdist) as archive:
                 for member in archive:
                     # The first folder is named after the release.
                     member.name = member.name.partition("/")[2]
                     if member.isfile() and member.name.startswith(VOCABULARIES):
-                        archive.extract(member, unpacked, filter="data")
+                        archive.extract(member, unpacked)
             if not unpacked.is_dir():
                 raise InfrastructureError(
                     f"The source of llama-cpp-python {pin.version} holds no vocabulary models."

@@ -13,7 +13,6 @@ import json
 import os
 import shutil
 import sys
-import tarfile
 import tempfile
 import time
 from collections.abc import Sequence
@@ -34,7 +33,7 @@ from farm.builds.compile import (
     progress,
 )
 from farm.builds.recipe import CMAKE_INCLUDE, Pin, Recipe, describe, read_pin
-from farm.builds.source import download
+from farm.builds.source import download, opened
 from farm.builds.wheel import engine_lock
 from farm.errors import InfrastructureError, UserError
 
@@ -198,8 +197,8 @@ def _step(output: CompileLog, status: int, failure: str) -> None:
 def _unpack(work: Path) -> Path:
     """Unpack what pip downloaded; return the folder of the source."""
     for archive in work.glob("*.tar.gz"):
-        with tarfile.open(archive) as tar:
-            tar.extractall(work / "source", filter="data")
+        with opened(archive) as tar:
+            tar.extractall(work / "source")
         for source in (work / "source").iterdir():
             if (source / _VENDORED).is_dir():
                 return source
