@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +33,8 @@ def machine_state(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Return readings for a test to set: the machine may have no governor, driver or battery."""
     state: dict[str, Any] = {}
 
-    def read() -> Environment:
-        return replace(read_environment(0.01), **state)
+    def read(**known: bool) -> Environment:
+        return replace(read_environment(0.01, **known), **state)
 
     monkeypatch.setattr(execute, "read_environment", read)
     return state
@@ -208,7 +207,7 @@ def test_a_change_in_the_middle_of_a_run_sets_it_apart(
     states: Iterator[Environment] = iter(
         [steady, steady, steady, replace(steady, power_source="battery", cpu_governor="x")]
     )
-    monkeypatch.setattr(execute, "read_environment", partial(next, states))
+    monkeypatch.setattr(execute, "read_environment", lambda **_known: next(states))
     for label in ("steady", "unplugged"):
         submit(small_farm, label=label)
         small_farm.executor().work_off()
