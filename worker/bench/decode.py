@@ -46,7 +46,7 @@ def baseline(
     output = run.output_ids
     start = perf_counter()
     while len(output) < generate_tokens and not ends_text(token):
-        token = rule.pick(target.decode((token,))[0])
+        token = rule.pick(target.step(token))
         output.append(token)
     run.decode_ms = (perf_counter() - start) * 1e3
     return run
@@ -115,7 +115,7 @@ def top_two_margin(
     target.clear()
     logits = target.prefill(prompt)
     for token in output_ids[:position]:
-        logits = target.decode((token,))[0]
+        logits = target.step(token)
     second, first = np.partition(logits, len(logits) - 2)[-2:]
     return float(first - second)
 

@@ -62,7 +62,8 @@ class ModelDrafter:
         fed = self._known(tokens[self._context.length :])
         while len(proposal.tokens) < n_max:
             # A draft may know up to 128 tokens more than its target, which could not read them.
-            logits = self._context.prefill(fed)[: self._vocab]
+            last = self._context.step(fed[0]) if len(fed) == 1 else self._context.prefill(fed)
+            logits = last[: self._vocab]
             if self._p_min > 0.0 and top_share(logits) < self._p_min:
                 break
             token, law = self._rule.propose(logits)

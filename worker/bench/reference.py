@@ -89,4 +89,4 @@ def _decoded(
         text.margins_logits.append(float(first - second))
         if len(text.output_ids) >= generate_tokens or ends_text(token):
             return text
-        logits = context.decode((token,))[0]
+        logits = context.step(token)

@@ -42,6 +42,9 @@ class FakeContext:
         """Append tokens; return the last one's logits."""
         return self.decode(tokens)[-1]
 
+    def step(self, token: int) -> Logits:
+        return self.decode([token])[0]
+
     def decode(self, tokens: Sequence[int]) -> Logits:
         """Append tokens; return each one's logits."""
         assert tokens, "llama.cpp refuses an empty batch"

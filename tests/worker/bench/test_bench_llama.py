@@ -48,6 +48,18 @@ def test_the_entangled_pair_remembers_its_sequence(entangled: LoadedPair, law: L
     assert np.abs(moved).max() > 10 * ROUNDING_LOGITS
 
 
+def test_a_step_is_a_pass_of_one_token(entangled: LoadedPair, law: Law):
+    tokens = some_tokens(law, 20)
+    expected = one_by_one(entangled.target, tokens)
+    entangled.target.clear()
+
+    for token in tokens:
+        logits = entangled.target.step(token)
+
+    assert entangled.target.length == len(tokens)
+    np.testing.assert_array_equal(logits, expected)
+
+
 @pytest.mark.parametrize("count", [1, BATCH_TOKENS, BATCH_TOKENS + 1, 2 * BATCH_TOKENS + 76])
 def test_a_prompt_in_several_passes_equals_one_token_at_a_time(
     entangled: LoadedPair, law: Law, count: int
