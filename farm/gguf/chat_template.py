@@ -23,6 +23,11 @@ METADATA_TEMPLATE = "tokenizer.chat_template"
 # Templates may ask for today's date; a prompt that changes overnight could not be compared.
 TODAY = datetime.date(2025, 1, 1)
 
+# Of the template itself, of wrong operands in it, and of the sandbox's limits.
+FAILURES = (
+    TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError,
+)  # fmt: skip
+
 
 class _Generation(Extension):
     """Marks what a trainer counts as the model's own; here it is just text."""
@@ -66,7 +71,7 @@ class ChatTemplate:
         """
         try:
             prompt = render(self._template, text, self._bos, self._eos)
-        except TemplateError as error:
+        except FAILURES as error:
             raise UserError(
                 f"The chat template of {self._file} fails ({error}); set chat_template: off."
             ) from None
@@ -74,7 +79,7 @@ class ChatTemplate:
 
 
 def render(template: str, text: str, bos: str, eos: str) -> str:
-    """Fill in a template. Raises jinja2.TemplateError."""
+    """Fill in a template. Raises one of FAILURES where it fails."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
     )

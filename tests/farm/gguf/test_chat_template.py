@@ -109,6 +109,12 @@ class TestRefusals:
             ("{% if %}", "Expected an expression"),
             ("{{ raise_exception('tools only') }}", "tools only"),
             ("{{ ''.__class__.__mro__ }}", "unsafe"),
+            ("{% for n in range(1000000) %}{% endfor %}", "too big"),
+            ("{{ 1 + messages }}", "unsupported operand"),
+            ("{{ 'a'.index('b') }}", "not found"),
+            ("{{ 1 // 0 }}", "zero"),
+            ("{{ '{role}'.format() }}", "role"),
+            ("{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}", "recursion"),
         ],
     )
     def test_a_template_that_fails_is_named(
