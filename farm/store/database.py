@@ -139,9 +139,13 @@ def altering(engine: Engine) -> Iterator[Connection]:
     """Open a connection that may change tables, and commits at the end.
 
     SQLite changes a table by replacing it, which no table allows that others refer to; there
-    references are checked at the end instead. Raises InfrastructureError where one is broken.
+    references are checked at the end instead. Raises InfrastructureError where one is broken, or
+    where the database is locked, full or away.
     """
-    with engine.execution_options(writes=True).connect() as connection:
+    with (
+        _reachable(engine),
+        engine.execution_options(writes=True).connect() as connection,
+    ):
         is_sqlite = connection.dialect.name == "sqlite"
         if is_sqlite:
             # Inside a transaction it would do nothing.
@@ -173,6 +177,8 @@ def _reachable(engine: Engine) -> Iterator[None]:
             advice = "run 'farm db upgrade'"
         elif "not a database" in text:
             advice = "point FARM_DATABASE_URL to another file, or move this one away"
+        elif "locked" in text:
+            advice = "something else is writing to it; try again when that is done"
         elif "full" in text:
             advice = "free some disk space and try again; nothing was half-written"
         else:

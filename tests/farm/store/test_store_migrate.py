@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import sqlite3
+
 import pytest
 from alembic import command
 from alembic.config import Config
 from sample_farm import add_machine, contents, measure, paired, queue_jobs, spec
-from sqlalchemy import Engine, inspect, text
+from sqlalchemy import Engine, event, inspect, text
 from sqlalchemy.exc import IntegrityError
 
 from farm.errors import InfrastructureError
 from farm.paths import resource
-from farm.store.database import altering, writing
+from farm.store import database as database_module
+from farm.store.database import altering, open_database, writing
 from farm.store.migrate import current, differences, head, require_head, upgrade
 from farm.store.schema import Base
 
@@ -88,6 +91,31 @@ class TestUpgrade:
             upgrade(empty_database)
 
         assert current(empty_database) == "0001"
+
+    @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+    def test_says_that_another_writes(
+        self, empty_database: Engine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(database_module, "SQLITE_BUSY_TIMEOUT_MS", 1)
+        impatient = open_database(str(empty_database.url))
+
+        with writing(empty_database) as session:
+            session.execute(text("CREATE TABLE other (id INTEGER PRIMARY KEY)"))
+            with pytest.raises(InfrastructureError, match=r"is locked; something else is writing"):
+                upgrade(impatient)
+        impatient.dispose()
+
+    @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+    def test_says_that_there_is_no_space(self, empty_database: Engine) -> None:
+        def fill(connection: sqlite3.Connection, _record: object) -> None:
+            connection.execute("PRAGMA max_page_count = 4")
+
+        event.listen(empty_database, "connect", fill)
+
+        with pytest.raises(InfrastructureError, match=r"full; free some disk space"):
+            upgrade(empty_database)
+
+        assert current(empty_database) is None
 
     def test_goes_on_with_references_checked(self, database: Engine) -> None:
         upgrade(database)
