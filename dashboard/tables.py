@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from farm.report.tables import ALL_USERS_HEADER
+from farm.report.what_if import WHAT_IF_HEADER, what_if_setup
 from farm.report.wording import (
     configuration,
     headline_outputs,
@@ -14,7 +15,7 @@ from farm.report.wording import (
     labelled_verdict,
     outputs_text,
 )
-from farm.services.recommend import CurvePoint, Recommendation
+from farm.services.recommend import CurvePoint, Recommendation, WhatIfCurve
 
 
 def headline(recommendations: Sequence[Recommendation]) -> pd.DataFrame:
@@ -39,6 +40,21 @@ def curves(recommendations: Sequence[Recommendation]) -> pd.DataFrame:
         for point in item.curve
     ]
     return pd.DataFrame(rows)
+
+
+def what_ifs(curves: Sequence[WhatIfCurve]) -> pd.DataFrame:
+    """Return one row per made-up acceptance tried, under the reports' own headings."""
+    rows = [
+        {
+            "Setup": what_if_setup(curve),
+            "Content": curve.setup.category,
+            "Configuration": configuration(point.speculation, curve.setup.temperature),
+        }
+        | _figures(point)
+        for curve in curves
+        for point in curve.curve
+    ]
+    return pd.DataFrame(rows, columns=list(WHAT_IF_HEADER))
 
 
 def _advice_cells(recommendation: Recommendation) -> dict[str, object]:

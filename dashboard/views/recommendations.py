@@ -16,7 +16,7 @@ from farm.report.markdown import escape
 from farm.report.provenance import system_text
 from farm.report.serving import servings
 from farm.report.tables import ALL_USERS_HEADER, reason_text
-from farm.report.what_if import WHAT_IF_HEADER, WHAT_IF_HEADING, WHAT_IF_NOTE, what_if_rows
+from farm.report.what_if import WHAT_IF_HEADING, WHAT_IF_NOTE
 from farm.report.wording import (
     HOW_TO_READ,
     NOT_MEASURED,
@@ -115,7 +115,7 @@ def _measured(everything: Sequence[Recommendation]) -> None:
 def _what_ifs(curves: Sequence[WhatIfCurve]) -> None:
     st.markdown(f"#### {WHAT_IF_HEADING}")
     st.caption(WHAT_IF_NOTE)
-    _show_table(pd.DataFrame(what_if_rows(curves), columns=list(WHAT_IF_HEADER)))
+    _show_table(tables.what_ifs(curves))
 
 
 def _filtered(everything: Sequence[Recommendation]) -> list[Recommendation]:

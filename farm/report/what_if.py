@@ -28,12 +28,20 @@ WHAT_IF_HEADER = (
 )  # fmt: skip
 
 
+def what_if_setup(curve: WhatIfCurve) -> str:
+    """Return whose what-ifs these are."""
+    setup = curve.setup
+    return (
+        f"{plain(setup.machine)} · {pair_label(setup)} · "
+        f"temperature {temperature_label(setup.temperature)}"
+    )
+
+
 def what_if_rows(curves: Sequence[WhatIfCurve]) -> list[tuple[str, ...]]:
     """Return one row per made-up acceptance tried."""
     return [
         (
-            f"{plain(curve.setup.machine)} · {pair_label(curve.setup)} · "
-            f"temperature {temperature_label(curve.setup.temperature)}",
+            what_if_setup(curve),
             curve.setup.category,
             configuration(point.speculation, curve.setup.temperature),
             speedup_text(point.speedup),
