@@ -53,11 +53,19 @@ def load(**flags: Any) -> Config:
     Raises UserError on an unreadable file, an unknown key or a wrong type, naming the file.
     """
     values: dict[str, Any] = {}
-    for file in (platformdirs.user_config_path("specfarm") / "config.toml", Path(PROJECT_FILE)):
+    for file in (*_user_file(), Path(PROJECT_FILE)):
         values |= _read(file)
     values |= {key: os.environ[name] for key, name in ENVIRONMENT.items() if os.environ.get(name)}
     values |= {key: value for key, value in flags.items() if value is not None}
     return _checked(values)
+
+
+def _user_file() -> list[Path]:
+    try:
+        return [platformdirs.user_config_path("specfarm") / "config.toml"]
+    except RuntimeError:
+        # A container's user may have no home folder.
+        return []
 
 
 def _checked(values: dict[str, Any], place: str = "") -> Config:
