@@ -56,7 +56,9 @@ class _Commands(TyperGroup):
             single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
             single.command(cmd_name)(found)
             found = single
-        return get_command(found)
+        command = get_command(found)
+        command.name = cmd_name
+        return command
 
 
 app = typer.Typer(

@@ -76,6 +76,13 @@ def test_the_codes_are_those_that_the_help_documents(
     assert [error.exit_code for error in ERRORS] == [2, 3, 4, 5]
 
 
+def test_the_help_names_every_command(farm: Farm, capsys: pytest.CaptureFixture[str]) -> None:
+    farm("--help")
+
+    words = [line.strip("│| ").split(" ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert [word for word in words if word in application.COMMANDS] == list(application.COMMANDS)
+
+
 def test_bad_input_from_a_command_reaches_the_shell(
     farm: Farm, capsys: pytest.CaptureFixture[str]
 ) -> None:
