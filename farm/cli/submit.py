@@ -88,7 +88,8 @@ def _show_plan(plan: Plan, estimate: Forecast, *, as_json: bool) -> None:
         return
     table = Table(title=f"{plan.name}: {len(plan.jobs)} jobs", title_justify="left")
     for column in ("machine", "pair", "content", "kind"):
-        table.add_column(column)
+        # File names often differ at their end alone, which must not be cut off.
+        table.add_column(column, overflow="fold")
     for column in ("K", "p_min", "temp.", "prompts", "tokens"):
         table.add_column(column, justify="right")
     table.add_column("settings")

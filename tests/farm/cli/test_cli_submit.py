@@ -157,6 +157,21 @@ class TestDryRun:
         assert ran.json["estimate"]["new_jobs"] == 2
         assert ran.json["estimate"]["obstacles"] == []
 
+    def test_cuts_off_no_file_name(self, run: Run, sweep: Path, pair: tuple[Path, Path]) -> None:
+        shared = "a-name-longer-than-any-column-of-a-table-on-a-screen"
+        target, draft = (
+            shutil.copy(path, path.with_name(f"{shared}-{end}.gguf"))
+            for path, end in zip(pair, ("target", "draft"), strict=True)
+        )
+        named = (
+            sweep.read_text().replace(str(pair[0]), str(target)).replace(str(pair[1]), str(draft))
+        )
+        sweep.write_text(named)
+
+        shown = run("submit", sweep, "--dry-run").stdout
+
+        assert "…" not in shown
+
     def test_leaves_out_the_end_of_a_long_list(
         self, run: Run, sweep: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
