@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,6 +30,13 @@ _START = (
 _CLOSED = (
     "/home", "/root", "/srv", "/media", "/mnt", "/tmp", "/run/media", "/run/user", "/run/secrets",
     "/var/home", "/var/mail", "/var/spool", "/var/tmp", "/var/lib/docker", "/var/log",
+)  # fmt: skip
+# Where its libraries are; a model may lie beside them, or beside what holds them.
+_SYSTEM = (
+    "/bin", "/etc", "/gnu/store", "/lib", "/lib32", "/lib64", "/nix/store", "/opt/cuda",
+    "/opt/intel", "/opt/rocm", "/sbin", "/usr/bin", "/usr/lib", "/usr/lib32", "/usr/lib64",
+    "/usr/libexec", "/usr/local/bin", "/usr/local/cuda", "/usr/local/lib", "/usr/local/lib64",
+    "/usr/sbin", "/usr/share",
 )  # fmt: skip
 _SPLIT = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
 _LIMIT_S = 10.0
@@ -51,19 +59,20 @@ def policy(
 ) -> Policy:
     """Return what a child needs that runs these models.
 
-    programs: other files than this interpreter that it runs or imports; their folders can be read.
+    programs: other files than this interpreter that it runs or imports; their folders can be read,
+    and libraries that links in these lead to.
     port: where it serves; without one it has no network at all.
     """
     files = [part for model in models for part in _parts(model)]
     folders = [folder for file in files for folder in (file.parent, file.resolve().parent)]
-    own = (Path.home(), paths.home(), paths.cache(), config.PROJECT_FILE)
+    own = [*_home(), paths.home(), paths.cache(), Path(config.PROJECT_FILE)]
     return Policy(
-        closed=_real(*_CLOSED, *own, *folders),
+        closed=_real(*_CLOSED, *_without_system(*own, *folders)),
         readable=_real(
             sys.prefix,
             sys.base_prefix,
             _ROOT / "worker",
-            *(folder for program in programs for folder in _folders(program)),
+            *(place for program in programs for place in _needed_by(program)),
             *filter(None, os.environ.get("LD_LIBRARY_PATH", "").split(":")),
         ),
         # Python looks for a package in the list of what lies there.
@@ -90,8 +99,9 @@ def environment() -> dict[str, str]:
     if has_cuda():
         _load_driver()
         # Its own place is in the home folder; without one it compiles kernels at every load.
-        _kernel_cache().mkdir(parents=True, exist_ok=True)
-        kept["CUDA_CACHE_PATH"] = str(_kernel_cache())
+        with suppress(OSError):
+            _kernel_cache().mkdir(parents=True, exist_ok=True)
+            kept["CUDA_CACHE_PATH"] = str(_kernel_cache())
     return kept
 
 
@@ -133,9 +143,42 @@ def _parts(model: Path) -> list[Path]:
     return [model.with_name(f"{stem}-{n:05d}-of-{count:05d}.gguf") for n in range(1, count + 1)]
 
 
-def _folders(program: Path) -> list[Path]:
+def _home() -> list[Path]:
+    try:
+        return [Path.home()]
+    except RuntimeError:
+        # A container's user may have none.
+        return []
+
+
+def _without_system(*folders: Path) -> list[str]:
+    """Leave out folders that hold system libraries, or lie among them: nothing runs without."""
+    system = [Path(place) for place in _real(*_SYSTEM)]
+    return [
+        folder
+        for folder in _real(*folders)
+        if not any(
+            place.is_relative_to(folder) or Path(folder).is_relative_to(place) for place in system
+        )
+    ]
+
+
+def _needed_by(program: Path) -> list[Path]:
     folder = program.resolve().parent
-    return [folder, *(folder.with_name(name) for name in ("lib", "lib64") if folder.name == "bin")]
+    beside = [folder.with_name(name) for name in ("lib", "lib64") if folder.name == "bin"]
+    folders = [folder, *beside]
+    return [*folders, *_linked_libraries(folders)]
+
+
+def _linked_libraries(folders: Iterable[Path]) -> list[Path]:
+    """Return the libraries that links lead to, and those beside them, which they may load.
+
+    Files, because a whole folder could be somebody's home.
+    """
+    links = (path for folder in folders for path in folder.glob("*.so*") if path.is_symlink())
+    led_to = _without_system(*{link.resolve().parent for link in links})
+    apart = set(led_to) - set(_real(*folders))
+    return [library for folder in apart for library in Path(folder).glob("*.so*")]
 
 
 def _real(*places: str | Path) -> tuple[str, ...]:

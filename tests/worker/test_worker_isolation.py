@@ -235,6 +235,76 @@ def test_the_farms_own_folder_is_closed_wherever_it_lies(
     assert place.run("private.read_text()", isolation.policy([place.model])) == "EACCES"
 
 
+@needs_landlock
+def test_libraries_are_read_beside_a_model_and_below_it(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+):
+    rocm = place.model.parent / "rocm"
+    library = rocm / "lib" / "librocblas.so"
+    library.parent.mkdir(parents=True)
+    library.touch()
+    beside = replace(place, model=library.with_name("target.gguf"))
+    beside.model.touch()
+    both = [place.model, beside.model]
+    monkeypatch.setattr(isolation, "_CLOSED", ())
+    monkeypatch.setenv("HOME", str(place.private.parent))
+
+    attempt = "(model.parent / 'rocm' / 'lib' / 'librocblas.so').read_text()"
+    assert place.run(attempt, isolation.policy(both)) == "EACCES"
+    monkeypatch.setattr(isolation, "_SYSTEM", (str(rocm),))
+    assert place.run(attempt, isolation.policy(both)) == "done"
+    assert place.run("private.read_text()", isolation.policy(both)) == "EACCES"
+
+
+@pytest.mark.parametrize(
+    ("folder", "closed"),
+    [
+        ("/", False),
+        ("/opt", False),
+        ("/opt/models", True),
+        ("/usr", False),
+        ("/usr/lib/x86_64-linux-gnu", False),
+        ("/usr/local", False),
+        ("/usr/local/lib", False),
+        ("/usr/local/models", True),
+        ("/var/lib/ollama", True),
+    ],
+)
+def test_a_models_folder_is_closed_unless_it_holds_the_system(folder: str, closed: bool):
+    rules = isolation.policy([Path(folder) / "target.gguf"])
+
+    assert (os.path.realpath(folder) in rules.closed) == closed
+
+
+def test_a_user_may_have_no_home(place: Place, monkeypatch: pytest.MonkeyPatch):
+    def nobody(_uid: int) -> None:
+        raise KeyError
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setenv("FARM_HOME", str(place.private.parent))
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+
+    assert place.run("model.read_text()", isolation.policy([place.model])) == "done"
+
+
+@needs_landlock
+def test_a_build_whose_libraries_are_links_out_of_its_folder_loads(place: Place):
+    """The library that a link leads to, one beside that, and nothing else that lies there."""
+    libraries = place.private.parent
+    binary = place.model.parents[1] / "build" / "bin" / "llama-server"
+    binary.parent.mkdir(parents=True)
+    for name in ("libllama.so.0", "libggml.so.0"):
+        (libraries / name).write_text("ELF")
+    (binary.parent / "libllama.so").symlink_to(libraries / "libllama.so.0")
+    rules = isolation.policy([place.model], [binary])
+
+    linked = str(binary.with_name("libllama.so"))
+    assert place.run(f"Path({linked!r}).read_text()", rules) == "done"
+    assert place.run("private.with_name('libggml.so.0').read_text()", rules) == "done"
+    assert place.run("list(private.parent.iterdir())", rules) == "EACCES"
+    assert place.run("private.read_text()", rules) == "EACCES"
+
+
 def test_it_can_be_switched_off_and_says_so(place: Place, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("FARM_ISOLATION", "off")
 

@@ -105,6 +105,18 @@ def test_cuda_may_name_its_threads_and_keep_its_kernels(
     assert asked == [] if Path("/dev/nvidia-uvm").exists() else [["nvidia-modprobe", "-u", "-c=0"]]
 
 
+def test_a_cache_that_can_not_be_written_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("FARM_CACHE", str(tmp_path / "file"))
+    monkeypatch.delenv("CUDA_CACHE_PATH", raising=False)
+    monkeypatch.setattr(isolation, "has_cuda", lambda: True)
+    monkeypatch.setattr(isolation, "run_tool", lambda *_: None)
+
+    assert "CUDA_CACHE_PATH" not in isolation.environment()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="there is nothing to take away")
 @pytest.mark.parametrize(
     ("missing", "said"),
