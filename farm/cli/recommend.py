@@ -18,9 +18,9 @@ from farm.report.grouping import Subject, by_subject
 from farm.services.recommend import (
     CALIBRATION_NOTE,
     CurvePoint,
+    Findings,
     Recommendation,
-    recommendations,
-    what_ifs,
+    findings,
 )
 from farm.store.database import reading
 
@@ -33,19 +33,18 @@ def recommend(sweep: SweepOption = None, as_json: JsonOption = False) -> None:
     """Say which K to use for which content on each machine, or to leave speculation off."""
     found = measured(sweep)
     if as_json:
-        print_json([recommendation.to_payload() for recommendation in found])
+        print_json([recommendation.to_payload() for recommendation in found.recommendations])
         return
-    print_recommendations(found)
-    print_what_ifs(sweep)
+    print_recommendations(found.recommendations)
+    print_what_ifs(found.what_ifs)
 
 
-def measured(sweep: int | None) -> list[Recommendation]:
-    """Return the recommendations of one sweep or all. Raises UserError where there is neither one
-    nor a what-if."""
+def measured(sweep: int | None) -> Findings:
+    """Return what one sweep says, or all. Raises UserError where there is neither advice nor a
+    what-if."""
     with reading(open_session().database()) as session:
-        found = recommendations(session, sweep)
-        nothing = not found and not what_ifs(session, sweep)
-    if nothing:
+        found = findings(session, sweep)
+    if not found.recommendations and not found.what_ifs:
         raise UserError(
             "Nothing is measured yet; submit a sweep with 'farm submit FILE' and look at 'farm "
             "status'."

@@ -11,7 +11,6 @@ import typer
 from farm.cli.recommend import SweepOption, measured
 from farm.cli.session import open_session, out
 from farm.report.bundle import write_report
-from farm.services.recommend import what_ifs
 from farm.store.database import reading
 from farm.store.queries import machine_summaries
 
@@ -26,13 +25,12 @@ def report(
     found = measured(sweep)
     with reading(open_session().database()) as session:
         machines = machine_summaries(session)
-        apart = what_ifs(session, sweep)
     for file in write_report(
         folder,
-        found,
+        found.recommendations,
         title="specfarm report",
         generated_at=datetime.now().astimezone(),
         machines=machines,
-        what_ifs=apart,
+        what_ifs=found.what_ifs,
     ):
         out.print(str(file))

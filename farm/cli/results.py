@@ -39,9 +39,9 @@ def results(context: typer.Context, sweep: SweepOption = None, as_json: JsonOpti
         return
     found = measured(sweep)
     if as_json:
-        print_json([recommendation.to_payload() for recommendation in found])
+        print_json([recommendation.to_payload() for recommendation in found.recommendations])
         return
-    for subject in by_subject(found):
+    for subject in by_subject(found.recommendations):
         several = subject.setup.settings.concurrent_requests > 1
         table = table_of(subject, ["content", "configuration"], DETAILS + ALL_USERS * several)
         for recommendation in subject.recommendations:
@@ -50,7 +50,7 @@ def results(context: typer.Context, sweep: SweepOption = None, as_json: JsonOpti
                 name = wording.configuration(point.speculation, setup.temperature)
                 table.add_row(setup.category, name, *_details(point), *_together(point))
         out.print(table)
-    print_what_ifs(sweep)
+    print_what_ifs(found.what_ifs)
 
 
 @app.command()

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from farm.cli.session import open_session, out
+from farm.cli.session import out
 from farm.report.what_if import WHAT_IF_HEADING, WHAT_IF_NOTE, what_if_rows
-from farm.services.recommend import what_ifs
-from farm.store.database import reading
+from farm.services.recommend import WhatIfCurve
 
 LEFT = ("content", "configuration")
 RIGHT = ("speedup", "95 % interval", "accepted", "tok/round", "plain", "tok/s")
 
 
-def print_what_ifs(sweep: int | None) -> None:
-    """Print a sweep's what-ifs, or all, under a heading of their own; nothing where none is."""
-    with reading(open_session().database()) as session:
-        rows = what_if_rows(what_ifs(session, sweep))
+def print_what_ifs(curves: Sequence[WhatIfCurve]) -> None:
+    """Print what-ifs under a heading of their own; nothing where none is."""
+    rows = what_if_rows(curves)
     if not rows:
         return
     out.print(f"[bold]{WHAT_IF_HEADING}[/bold]")

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from farm.domain.job import JobSpec, JobState
 from farm.domain.provenance import Provenance, differences
 from farm.errors import UserError
-from farm.services.recommend import CurvePoint, Setup, recommendations, what_ifs
+from farm.services.recommend import CurvePoint, Setup, findings
 from farm.store.attempts import JobAttempt, job_attempt
 from farm.store.queries import job_specs
 
@@ -82,7 +82,8 @@ def job_result(session: Session, job_id: int) -> JobResult:
         raise UserError(
             f"Job {job_id} failed ({attempt.error_kind}) and has no result: {attempt.error_message}"
         )
-    found = recommendations(session, job_id=job_id) or what_ifs(session, job_id=job_id)
+    judged = findings(session, job_id=job_id)
+    found = judged.recommendations or judged.what_ifs
     if attempt.state is not JobState.DONE or not found:
         raise UserError(
             f"Job {job_id} is {attempt.state} and has no result; 'farm status' says how far its "

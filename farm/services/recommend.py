@@ -111,21 +111,32 @@ class Recommendation:
         return asdict(self) | {"lossy": list(self.setup.settings.lossy)}
 
 
-def recommendations(
-    session: Session, sweep_id: int | None = None, job_id: int | None = None
-) -> list[Recommendation]:
-    """Return a recommendation for every setup with finished jobs, in report order; from one sweep's
-    samples or one job's when asked."""
-    judged = _judged(session, sweep_id, job_id)
-    return [found for found in judged if not found.setup.made_up]
+@dataclass(frozen=True)
+class Findings:
+    """What the samples say of every setup with finished jobs, in report order: advice, and apart
+    from it what made-up acceptances gave."""
+
+    recommendations: list[Recommendation]
+    what_ifs: list[WhatIfCurve]
 
 
-def what_ifs(
-    session: Session, sweep_id: int | None = None, job_id: int | None = None
-) -> list[WhatIfCurve]:
-    """Return what made-up acceptances gave, for every setup that has such, in report order."""
+def findings(session: Session, sweep_id: int | None = None, job_id: int | None = None) -> Findings:
+    """Judge every sample, or one sweep's or one job's when asked."""
     judged = _judged(session, sweep_id, job_id)
-    return [WhatIfCurve(found.setup, found.curve) for found in judged if found.setup.made_up]
+    return Findings(
+        [found for found in judged if not found.setup.made_up],
+        [WhatIfCurve(found.setup, found.curve) for found in judged if found.setup.made_up],
+    )
+
+
+def recommendations(session: Session, sweep_id: int | None = None) -> list[Recommendation]:
+    """Return the advice alone; `findings` has both for one reading of the samples."""
+    return findings(session, sweep_id).recommendations
+
+
+def what_ifs(session: Session, sweep_id: int | None = None) -> list[WhatIfCurve]:
+    """Return the what-ifs alone; `findings` has both for one reading of the samples."""
+    return findings(session, sweep_id).what_ifs
 
 
 def _judged(session: Session, sweep_id: int | None, job_id: int | None) -> list[Recommendation]:

@@ -12,8 +12,10 @@ from sqlalchemy import Engine
 
 from farm.domain.decoding import Settings, WhatIf
 from farm.domain.measurement import Parity
+from farm.services import recommend as judging
 from farm.store import jobs
 from farm.store.database import writing
+from farm.store.queries import measured_samples
 
 Run = Callable[..., Any]
 
@@ -194,6 +196,21 @@ class TestRecommend:
             assert "what if length 3.5" in " ".join(below.split())
             assert "3.00x" not in before
         assert "2.00x" in both.stdout
+
+    @pytest.mark.parametrize("command", ["recommend", "results"])
+    def test_judges_every_sample_once(
+        self, run: Run, measured: Engine, monkeypatch: pytest.MonkeyPatch, command: str
+    ) -> None:
+        readings = []
+
+        def counted(*asked: Any) -> Any:
+            readings.append(asked)
+            return measured_samples(*asked)
+
+        monkeypatch.setattr(judging, "measured_samples", counted)
+
+        assert run(command).code == 0
+        assert len(readings) == 1
 
     def test_lists_what_all_users_get(self, run: Run, farm: Engine) -> None:
         queue_jobs(farm, [spec(settings=Settings(concurrent_requests=4))])
