@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from farm.domain.decoding import Settings, Speculation
+from farm.domain.engines import LLAMA_SERVER
 from farm.domain.job import Arm, JobSpec
 from farm.domain.measurement import Parity
 from farm.domain.prompt import Category
@@ -63,7 +64,8 @@ class CurvePoint:
     None where nothing was drafted or decoded, or the engine does not report it. *_tok_s is what one
     user sees; server_*_tok_s is all users' together, None where there is but one. causes: what the
     control says (`farm.science.parity.Cause`) of each finding but exact, counted. law_checks: per
-    job on a calibration pair above temperature 0, tokens and p-value by arm.
+    job on a calibration pair above temperature 0, tokens and p-value by arm, of llama-server's one
+    text for both arms the speculative one's alone.
     """
 
     speculation: Speculation
@@ -198,9 +200,8 @@ def _recommend(
         cells, key=lambda spec: (spec.n_max, spec.p_min, spec.accept.value, str(spec.what_if))
     )
     advice = advise([_candidate(cells[speculation]) for speculation in speculations])
-    at_once = setup.settings.concurrent_requests
     curve = tuple(
-        _point(speculation, cells[speculation], interval, at_once, checks)
+        _point(setup, speculation, cells[speculation], interval, checks)
         for speculation, interval in zip(speculations, advice.speedups, strict=True)
     )
     return Recommendation(
@@ -264,10 +265,10 @@ def _log_speedups(samples: Sequence[MeasuredSample]) -> dict[str, float]:
 
 
 def _point(
+    setup: Setup,
     speculation: Speculation,
     samples: Sequence[MeasuredSample],
     speedup: Interval | None,
-    at_once: int,
     checks: dict[int, dict[str, Any]],
 ) -> CurvePoint:
     arms = {arm: [sample for sample in samples if sample.arm == arm] for arm in Arm}
@@ -275,6 +276,8 @@ def _point(
     drafted = _total([sample.drafted for sample in speculative])
     accepted = _total([sample.accepted for sample in speculative])
     rounds = _total([sample.rounds for sample in speculative])
+    at_once = setup.settings.concurrent_requests
+    job_ids = tuple(sorted({sample.job_id for sample in samples}))
     return CurvePoint(
         speculation=speculation,
         prompts=len(_log_speedups(samples)),
@@ -284,16 +287,21 @@ def _point(
         acceptance_rate=accepted / drafted if drafted and accepted is not None else None,
         tokens_per_round=1 + accepted / rounds if rounds and accepted is not None else None,
         parity=dict(Counter(sample.parity for sample in speculative)),
-        jobs=tuple(sorted({sample.job_id for sample in samples})),
+        jobs=job_ids,
         server_baseline_tok_s=_server_tok_s(arms[Arm.BASELINE], at_once),
         server_speculative_tok_s=_server_tok_s(speculative, at_once),
         causes=_causes(speculative),
         law_checks=tuple(
-            checks[job_id]["law"]
-            for job_id in sorted({sample.job_id for sample in samples})
+            _independent(checks[job_id]["law"], setup.engine)
+            for job_id in job_ids
             if "law" in checks.get(job_id, {})
         ),
     )
+
+
+def _independent(check: dict[str, Any], engine: str) -> dict[str, Any]:
+    """Return the arms whose texts are drawn apart: llama-server's come from one seed."""
+    return {Arm.SPECULATIVE.value: check[Arm.SPECULATIVE]} if engine == LLAMA_SERVER else check
 
 
 def _total(counts: Sequence[int | None]) -> int | None:

@@ -11,8 +11,10 @@ from sample_farm import add_machine, claimed, measure, paired, queue_jobs, spec
 from sqlalchemy import Engine
 
 from farm.domain.decoding import Sampling, Settings
+from farm.domain.engines import IN_PROCESS, LLAMA_SERVER
 from farm.domain.job import Arm, JobSpec
 from farm.domain.measurement import Parity
+from farm.report.wording import outputs_text
 from farm.science.recommendation import Verdict
 from farm.services.recommend import Recommendation, recommendations
 from farm.store import jobs
@@ -107,10 +109,16 @@ class TestCauses:
 
 
 class TestLawChecks:
+    @pytest.mark.parametrize(
+        ("engine", "arms"),
+        [(IN_PROCESS, list(Arm)), (LLAMA_SERVER, [Arm.SPECULATIVE])],
+    )
     def test_a_point_has_the_checks_of_its_jobs(
-        self, database: Engine, worker: jobs.Claimer
+        self, database: Engine, worker: jobs.Claimer, engine: str, arms: list[Arm]
     ) -> None:
-        drawn = {"sampling": Sampling(0.7, 0)}
+        """llama-server draws both arms from one seed: one text, which counts once."""
+        worker = replace(worker, engines=(engine,))
+        drawn = {"sampling": Sampling(0.7, 0), "engine": engine}
         held = {arm.value: {"tokens": 600, "p_value": 0.5} for arm in Arm}
         for label, checks in (("a", {"law": held}), ("b", None), ("c", {})):
             queue_jobs(database, [spec(label=label, **drawn)], label)
@@ -120,4 +128,6 @@ class TestLawChecks:
                 assert add_samples(session, job, paired(DOUBLED))
                 assert jobs.finish(session, job)
 
-        assert only(database).to_payload()["curve"][0]["law_checks"] == (held,)
+        (point,) = only(database).curve
+        assert point.law_checks == ({arm: held[arm] for arm in arms},)
+        assert outputs_text((point,)) == f"law held, {600 * len(arms):,} tokens"
