@@ -10,7 +10,7 @@ import numpy as np
 from farm.domain.job import Arm
 from farm.domain.measurement import Sample
 from farm.errors import BenchmarkError
-from farm.gguf.calibration import Law
+from farm.gguf.calibration import HOTTEST_EXACT, Law
 from farm.science.law import ALARM, law_p_value
 from worker.engines.contract import PreparedPrompt
 
@@ -19,11 +19,12 @@ class LawCheck:
     """The tokens of a job's runs next to the law of the token before each.
 
     A token's cell is its rank among the candidates of its state, and one more for all others.
-    Nothing is checked where no law is known, nor at temperature 0.
+    Nothing is checked where no law is known, nor at temperature 0, nor where it is too hot for the
+    law to be exact.
     """
 
     def __init__(self, law: Law | None, temperature: float, prompts: list[PreparedPrompt]) -> None:
-        self._law = law if temperature > 0 else None
+        self._law = law if 0 < temperature <= HOTTEST_EXACT else None
         self._temperature = temperature
         self._texts = {prompt.digest: prompt.text for prompt in prompts}
         self._states: dict[Arm, list[int]] = {arm: [] for arm in Arm}

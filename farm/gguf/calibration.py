@@ -20,7 +20,7 @@ from farm.domain.decoding import AcceptRule
 from farm.domain.prompt import Category
 from farm.errors import ResourceError, UserError
 from farm.gguf.calibration_acceptance import ExpectedAcceptance, RoundCounts
-from farm.gguf.calibration_law import METADATA_LAW, METADATA_PREFIX, Law
+from farm.gguf.calibration_law import HOTTEST_EXACT, METADATA_LAW, METADATA_PREFIX, Law
 from farm.gguf.calibration_shapes import (
     QUANTISATIONS,
     SHAPES,
@@ -34,6 +34,7 @@ from farm.gguf.calibration_writer import write_model
 from farm.gguf.header import Header, read_header
 
 __all__ = [
+    "HOTTEST_EXACT",
     "QUANTISATIONS",
     "RESEMBLING_AGREEMENT",
     "SHAPES",

@@ -41,6 +41,10 @@ METADATA_PREFIX = "specfarm.calibration"
 METADATA_LAW = f"{METADATA_PREFIX}.law"
 """The metadata field that holds a file's law, and by which a calibration file is known."""
 
+HOTTEST_EXACT = 2.0
+"""Up to this temperature next to nothing but a state's own candidates follows it. Hotter, the rest
+of the vocabulary, which the table counts as 0, comes up as well."""
+
 
 @dataclass(frozen=True)
 class Law:
@@ -48,7 +52,8 @@ class Law:
 
     `agreement` belongs to `categories` in order. `vocab_size` is the target's, and the draft's
     may be smaller; probabilities are over the target's. Candidates outside a state's own are
-    56 logits or more below the first and count as 0 (together below 1e-7 up to temperature 2).
+    56 logits or more below the first and count as 0 (together below 1e-7 up to temperature
+    `HOTTEST_EXACT`).
     """
 
     seed: int

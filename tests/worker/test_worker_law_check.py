@@ -14,7 +14,7 @@ from farm.builds.arguments import arguments
 from farm.builds.tools import ToolBuild
 from farm.domain.job import Arm, JobState
 from farm.errors import BenchmarkError
-from farm.gguf.calibration import Law
+from farm.gguf.calibration import HOTTEST_EXACT, Law
 from farm.science.law import ALARM
 from farm.services.plan import plan_sweep
 from farm.services.submit import submit
@@ -124,6 +124,15 @@ class TestInProcess:
         (attempt,) = farm.attempts()
         assert (attempt.outcome, attempt.checks) == ("done", None)
 
+    def test_where_it_is_too_hot_for_the_law_nothing_is_checked(
+        self, small_farm: SmallFarm, quick: None
+    ) -> None:
+        """At 5 a sound job draws tokens that the table has as impossible."""
+        work_off(small_farm, 5.0)
+
+        (attempt,) = small_farm.attempts()
+        assert (attempt.outcome, attempt.checks) == ("done", None)
+
 
 class TestLlamaServer:
     def test_both_arms_follow_the_law(
@@ -221,6 +230,11 @@ class TestLawCheck:
         assert found["law"]["baseline"] == {"tokens": 5, "p_value": None}
         assert found["law"]["speculative"] == {"tokens": 0, "p_value": None}
         require_law(found)
+
+    def test_up_to_where_the_law_is_exact_it_is_checked(self, law: Law) -> None:
+        prompts = [PreparedPrompt("start", f"some text {law.marker(130)}")]
+        assert LawCheck(law, HOTTEST_EXACT, prompts).result() is not None
+        assert LawCheck(law, HOTTEST_EXACT + 0.1, prompts).result() is None
 
     @pytest.mark.parametrize("temperature", [0.0, 1.0])
     def test_a_language_model_has_no_law_to_check(self, temperature: float) -> None:
