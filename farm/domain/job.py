@@ -90,9 +90,15 @@ class JobSpec:
 
     @property
     def prompts_digest(self) -> str:
-        """Return the identity of what is decoded: the prompts in order, and what lies before."""
-        chosen = json.dumps([self.category, self.prompts, self.depth_text])
-        return hashlib.sha256(chosen.encode()).hexdigest()
+        """Return the identity of what is decoded: the prompts in order, what lies before, how long
+        that is, and whether a chat template goes around.
+
+        Plain prompts keep the digest that they had before a job could have either.
+        """
+        chosen: list[Any] = [self.category, self.prompts, self.depth_text]
+        if self.settings.depth_tokens or self.is_chat:
+            chosen += [self.settings.depth_tokens, self.is_chat]
+        return hashlib.sha256(json.dumps(chosen).encode()).hexdigest()
 
     @property
     def pair_key(self) -> str:

@@ -44,6 +44,21 @@ class TestKey:
         assert back.key == job.key
 
 
+class TestPromptsDigest:
+    @pytest.mark.parametrize(
+        "settings",
+        [Settings(depth_tokens=512), Settings(chat_template="on")],
+        ids=["depth", "chat template"],
+    )
+    def test_what_stands_around_the_prompts_is_part_of_them(self, settings: Settings) -> None:
+        assert replace(spec(), settings=settings).prompts_digest != spec().prompts_digest
+
+    def test_a_template_that_is_not_applied_is_not(self) -> None:
+        code = replace(spec(), category="code-completion")
+        asked = replace(code, settings=Settings(chat_template="on"))
+        assert asked.prompts_digest == code.prompts_digest
+
+
 class TestSpelledOut:
     def test_what_follows_another_setting_is_filled_in_from_it(self) -> None:
         settings = Settings(threads=3, cache_type_k="q8_0", draft_cache_type_v="q4_0")

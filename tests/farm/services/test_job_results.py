@@ -4,9 +4,10 @@ import json
 from typing import Any
 
 import pytest
-from sample_farm import add_machine, claimed, measure, paired, queue_jobs, spec
+from sample_farm import DIGESTS, add_machine, claimed, measure, paired, queue_jobs, spec
 from sqlalchemy import Engine
 
+from farm.domain.decoding import Settings
 from farm.errors import UserError
 from farm.services.job_results import JobResult, compare, job_result
 from farm.store import jobs
@@ -68,3 +69,29 @@ def test_results_compare_under_equal_conditions(
     assert found.comparable is comparable
     assert set(found.conditions) == differing
     assert found.asked == {"label": ("", "b")}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"depth_tokens": 256}, {"depth_tokens": 512}),
+        ({"chat_template": "off"}, {"chat_template": "on"}),
+    ],
+    ids=["depth", "chat template"],
+)
+def test_results_on_other_text_do_not_compare(
+    database: Engine, one: dict[str, Any], other: dict[str, Any]
+) -> None:
+    """One filler serves every depth, and a template is written around equal prompts."""
+    queue_jobs(
+        database,
+        [spec(settings=Settings(**said), depth_text=DIGESTS[0]) for said in (one, other)],
+    )
+    worker = add_machine(database)
+    for _ in range(2):
+        measure(database, worker, paired((2.0,) * 6), under={})
+
+    found = compare(result(database, 1), result(database, 2))
+
+    assert found.comparable is False
+    assert set(found.conditions) == {"prompts"}
