@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -115,10 +116,12 @@ class TestRecorded:
 
 
 def test_llama_cpps_parameters_are_the_ones_in_force(small_farm: SmallFarm) -> None:
-    submit(small_farm)
+    numa = "distribute" if sys.platform == "linux" else "off"
+    small_farm.submit(k=[2], categories=["chat"], more=f"numa: {numa}\n")
 
     (found,) = measured(small_farm)
 
+    assert found.conditions.parameters["numa"] == numa
     target = found.conditions.parameters["target"]
     context = target["context"]
     assert (context["n_ctx"], context["n_threads"], context["n_threads_batch"]) == (1024, 1, 1)

@@ -68,6 +68,7 @@ class InProcessEngine:
             "target": self._loaded["target"],
             "generate_tokens": spec.generate_tokens,
             "temperature": spec.sampling.temperature,
+            "numa": spec.settings.numa,
         }
         speculative = {"draft": self._loaded.get("draft"), "speculation": asdict(spec.speculation)}
         return {Arm.BASELINE: baseline, Arm.SPECULATIVE: baseline | speculative}
