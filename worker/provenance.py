@@ -11,9 +11,11 @@ from farm.domain.hardware import Machine
 from farm.domain.job import Arm, JobSpec
 from farm.domain.provenance import Conditions, Provenance
 from worker.engines.contract import Engine
+from worker.engines.registry import ENGINES
 from worker.probe.environment import Environment
 
-# What llama.cpp, its OpenMP and its CUDA backend take from the environment beside flags.
+# What llama.cpp, its OpenMP and its CUDA backend take from the environment beside flags. A server
+# that runs already took its own.
 VARIABLES = ("GGML_", "OMP_", "GOMP_", "CUDA_VISIBLE_DEVICES")
 
 
@@ -31,7 +33,7 @@ def gather(spec: JobSpec, machine: Machine, before: Environment, engine: Engine)
         build_commit=build.commit,
         compiled=build.system_info,
         libraries=build.libraries,
-        variables=_variables(),
+        variables=_variables() if ENGINES[spec.engine].needs_files else {},
         target_digest=spec.target.digest,
         parameters=parameters[Arm.BASELINE],
         isolation=engine.isolation,

@@ -69,8 +69,13 @@ def registered(endpoints: Endpoints) -> Endpoints:
 
 
 def test_a_sweep_compares_two_servers(
-    database: Engine, tmp_path: Path, registered: Endpoints, tiny_pair: tuple[Path, Path]
+    database: Engine,
+    tmp_path: Path,
+    registered: Endpoints,
+    tiny_pair: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("GGML_NO_SUCH_SWITCH", "1")
     submit(database, planned(tmp_path))
     assert executor(database, tmp_path).work_off() == 2
     with reading(database) as session:
@@ -87,6 +92,8 @@ def test_a_sweep_compares_two_servers(
     for fact in ("'server': 'llama-server", "'n_params'", "'temperature': 0.0", "'path'"):
         assert fact in kept
     assert registered.plain not in kept
+    # The worker's environment, not that of servers which ran before.
+    assert "GGML_NO_SUCH_SWITCH" not in kept
     assert build.name == "endpoint==plain+fast"
     assert build.system_info.count("llama-server") == 2
     assert (model.name, model.architecture) == (tiny_pair[0].stem, "served")
