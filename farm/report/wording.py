@@ -57,7 +57,7 @@ SETTINGS = {
     "experts_used": "{} experts used",
     "depth_tokens": "depth {} tokens",
     "concurrent_requests": "{} concurrent requests",
-    "chat_template": "chat template {}",
+    "chat_template": "chat template {} (code completion plain)",
 }
 _ALL_LAYERS = -1
 

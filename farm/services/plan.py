@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
 from farm.builds.tools import newest
-from farm.domain.decoding import AcceptRule, Sampling, Speculation, SpeculationKind, WhatIf
+from farm.domain.decoding import (
+    AcceptRule,
+    Sampling,
+    Settings,
+    Speculation,
+    SpeculationKind,
+    WhatIf,
+)
 from farm.domain.engines import LLAMA_SERVER, why_not
 from farm.domain.job import JobSpec, ModelRef
-from farm.domain.prompt import Prompt, PromptSet
+from farm.domain.prompt import PLAIN_TEXT, Prompt, PromptSet
 from farm.errors import UserError
 from farm.gguf.calibration import is_calibration
 from farm.gguf.compat import check_pair
@@ -273,7 +280,7 @@ def _cells(
             draft=draft.ref if draft else None,
             speculation=speculation,
             sampling=Sampling(float(temperature), seed if temperature > 0 else 0),
-            settings=settings,
+            settings=_as_measured(settings, category, found),
             category=category,
             prompts=tuple(prompt.digest for prompt in members),
             generate_tokens=sweep.generate_tokens,
@@ -281,6 +288,13 @@ def _cells(
             label=sweep.label,
             depth_text=fillers[category].digest if settings.depth_tokens else None,
         )
+
+
+def _as_measured(settings: Settings, category: str, found: Sequence[Settings]) -> Settings:
+    """Return a cell's settings. No template goes around plain text, so that a sweep with and
+    without one measures it once, without; else it stays in one table with the other categories."""
+    plain = replace(settings, chat_template="off")
+    return plain if category in PLAIN_TEXT and plain in found else settings
 
 
 def _speculation(

@@ -32,6 +32,11 @@ def test_only_what_differs_is_named_and_the_lossy_so() -> None:
     )
 
 
+def test_a_chat_template_is_not_claimed_for_code_completion() -> None:
+    said = settings_text(Settings(chat_template="on"), 128)
+    assert said.endswith("chat template on (code completion plain)")
+
+
 def test_lossy_and_lossless_are_two_subjects_and_only_one_is_marked(make: Make) -> None:
     both = [make(), make(settings=Settings(experts_used=4))]
     plain, lossy = by_subject(both)

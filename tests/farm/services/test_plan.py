@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from farm.domain.prompt import Category
 from farm.errors import UserError
 from farm.gguf.calibration import Shape, make_pair
 from farm.gguf.calibration_shapes import SHAPES, ModelShape
-from farm.gguf.header import read_header
+from farm.gguf.chat_template import METADATA_TEMPLATE
+from farm.gguf.header import Header, read_header
 from farm.gguf.memory import memory_need_bytes
 from farm.services import plan as planning
 from farm.services.plan import Plan, plan_sweep
@@ -195,6 +197,41 @@ class TestNMin:
 
         assert [(j.speculation.n_min, j.speculation.n_max) for j in plan.jobs] == [(0, 2), (0, 4)]
         assert plan.left_out == 0
+
+
+class TestChatTemplate:
+    @pytest.mark.parametrize(
+        ("asked", "cells"),
+        [
+            (
+                "[on, off]",
+                [("on", "chat"), ("off", "code-completion"), ("off", "chat")],
+            ),
+            ("auto", [("on", "code-completion"), ("on", "chat")]),
+            ("off", [("off", "code-completion"), ("off", "chat")]),
+        ],
+    )
+    def test_plain_text_is_measured_once(
+        self,
+        make_sweep: Make,
+        monkeypatch: pytest.MonkeyPatch,
+        asked: str,
+        cells: list[tuple[str, str]],
+    ) -> None:
+        """With a template alone it stays with the other categories, in their table."""
+        template = {METADATA_TEMPLATE: "{{ messages[0].content }}"}
+
+        def with_template(path: Path) -> Header:
+            header = read_header(path)
+            return replace(header, metadata={**header.metadata, **template})
+
+        monkeypatch.setattr(planning, "read_header", with_template)
+        prompts = "{categories: [code-completion, chat], per_category: 3}"
+
+        jobs = plan_sweep(make_sweep(k="4", prompts=prompts, chat_template=asked)).jobs
+
+        found = [(job.settings.chat_template, job.category) for job in jobs]
+        assert sorted(found) == sorted(cells)
 
 
 class TestDepth:
