@@ -31,7 +31,12 @@ class Base(DeclarativeBase):
     """Base of all tables; named constraints, so that every one can be migrated."""
 
     metadata = MetaData(naming_convention=NAMING)
-    type_annotation_map = {dict[str, Any]: JSON, list[Any]: JSON, str: Text}  # noqa: RUF012
+    # Without the flag None is stored as JSON's null, which SQL counts as a value.
+    type_annotation_map = {  # noqa: RUF012
+        dict[str, Any]: JSON(none_as_null=True),
+        list[Any]: JSON(none_as_null=True),
+        str: Text,
+    }
 
 
 class HardwareProfileRow(Base):
