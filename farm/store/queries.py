@@ -36,7 +36,6 @@ class MeasuredSample:
     job_id: int
     machine: str
     hardware: str
-    machine_kind: str
     build_digest: str | None
     target_name: str
     draft_name: str | None
@@ -67,7 +66,6 @@ def measured_samples(
             JobRow.id,
             MachineRow.name.label("machine"),
             HardwareProfileRow.label.label("hardware"),
-            HardwareProfileRow.kind.label("machine_kind"),
             AttemptRow.build_digest,
             target.name.label("target_name"),
             draft.name.label("draft_name"),
