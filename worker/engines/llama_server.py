@@ -107,6 +107,7 @@ class LlamaServerEngine:
             self._end_servers()
             yield from self._references.prepare(spec, new, deadline)
         drafted, could_draft = 0, False
+        speculative: Server | None = None
         for steps in self._order(spec, len(prompts)):
             yield from self._ready(steps, spec, prompts, deadline)
             for answered in self._answers(steps, spec, prompts, deadline):
@@ -118,6 +119,8 @@ class LlamaServerEngine:
                 item = items.setdefault(key, _Item(prompts[step.prompt], step, {}))
                 item.runs[step.arm] = run
                 if step.arm is Arm.SPECULATIVE:
+                    # Where two don't fit the baseline has taken its place by the end.
+                    speculative = self._servers[step.arm]
                     drafted += run.drafted
                     could_draft |= len(run.output_ids) >= LEAST_TOKENS_TO_DRAFT
                 if len(item.runs) < len(ARMS):
@@ -133,10 +136,8 @@ class LlamaServerEngine:
         if waiting:
             yield from self._up(Arm.BASELINE, spec, deadline)
             yield from self._finish(waiting, spec, deadline)
-        if drafted == 0 and could_draft and _must_draft(spec):
-            raise self._servers[Arm.SPECULATIVE].not_speculating(
-                "not one token was drafted in the whole job"
-            )
+        if speculative and drafted == 0 and could_draft and _must_draft(spec):
+            raise speculative.not_speculating("not one token was drafted in the whole job")
 
     def parameters(self, spec: JobSpec) -> dict[Arm, dict[str, Any]]:
         """Return each server's whole command line and what it is asked for."""

@@ -150,18 +150,22 @@ class TestProof:
             load(spec)
         assert caught.value.kind == "not-speculating"
 
+    @pytest.mark.parametrize("side_by_side", [True, False])
     def test_a_job_without_one_drafted_token_fails(
         self,
         load: Load,
         spec: JobSpec,
         prompts: list[PreparedPrompt],
         monkeypatch: pytest.MonkeyPatch,
+        side_by_side: bool,
     ) -> None:
         """The server says that it speculates, and never does."""
+        monkeypatch.setattr(llama_server, "fits_twice", lambda *_: side_by_side)
         changed_arguments(monkeypatch, lambda said: [*said, "--spec-draft-p-min", "1.1"])
         with pytest.raises(BenchmarkError, match="not one token was drafted") as caught:
             measured(load(spec), spec, prompts)
         assert caught.value.kind == "not-speculating"
+        assert caught.value.log_tail
 
     def test_a_draft_that_is_never_sure_enough_is_a_finding(
         self, load: Load, spec: JobSpec, prompts: list[PreparedPrompt]
