@@ -15,12 +15,14 @@ from typing import Any
 @dataclass(frozen=True)
 class Reply:
     """An answer, piece by piece. breaks: the connection ends without the answer's end. hangs: it
-    stays open and silent until the test is over. gap_s: the pause between pieces."""
+    stays open and silent until the test is over. mute: so it stays from the start, without even a
+    head. gap_s: the pause between pieces."""
 
     pieces: Sequence[bytes] = ()
     status: int = 200
     breaks: bool = False
     hangs: bool = False
+    mute: bool = False
     gap_s: float = 0.0
 
 
@@ -72,6 +74,8 @@ def stand_in(replies: Mapping[str, Reply | list[Reply]]) -> Iterator[StandIn]:
             server.asked.append((self.path, body, self.headers.get("Authorization", "")))
             waiting = server.replies.get(self.path, [json_reply({"detail": "Not Found"}, 404)])
             reply = waiting.pop(0) if len(waiting) > 1 else waiting[0]
+            if reply.mute:
+                over.wait()
             self.send_response(reply.status)
             self.send_header("Transfer-Encoding", "chunked")
             self.end_headers()

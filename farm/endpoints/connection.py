@@ -23,40 +23,46 @@ _READ_BYTES = 64 * 1024
 
 
 class Exchange:
-    """A request that was sent. The address is checked before anything is: a name that is private
-    when it is registered may stand for another host later."""
+    """A request, from before it is sent until its answer is read. The address is checked before
+    anything is sent: a name that is private when it is registered may stand for another host later.
+    """
 
     def __init__(
         self, endpoint: Endpoint, path: str, body: dict[str, Any] | None, limit_s: float
     ) -> None:
-        """Send a request (GET without a body) and wait for the answer's head.
-
-        limit_s: the longest silence. Raises BenchmarkError "server-lost", "unsupported".
-        """
+        """limit_s: the longest silence. Without a body it is a GET."""
         self._endpoint = endpoint
+        self._body = body
         parts = urlsplit(endpoint.url)
-        kind = (
-            http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        )
+        self._path = parts.path + path
+        kind = _KINDS[parts.scheme]
         self._connection = kind(parts.hostname or "", parts.port, timeout=limit_s)
         self._socket: socket.socket | None = None
+        self._hung_up = False
+        self._response: http.client.HTTPResponse
+        self.status = 0
+
+    def send(self) -> None:
+        """Send the request and wait for the answer's head, which some servers send only with the
+        finished answer; whoever hangs up meanwhile ends the wait.
+
+        Raises BenchmarkError "server-lost", "unsupported", "unauthorized".
+        """
         headers = {"Content-Type": "application/json"}
-        if key := _key(endpoint):
+        if key := _key(self._endpoint):
             headers["Authorization"] = f"Bearer {key}"
         try:
             self._connection.connect()
             self._socket = self._connection.sock
+            if self._hung_up:
+                raise ConnectionAbortedError
             self._require_near_peer()
-            content = None if body is None else json.dumps(body)
-            method = "GET" if body is None else "POST"
-            self._connection.request(method, parts.path + path, content, headers)
+            content = None if self._body is None else json.dumps(self._body)
+            method = "GET" if self._body is None else "POST"
+            self._connection.request(method, self._path, content, headers)
             self._response = self._connection.getresponse()
         except _BROKEN as error:
-            self.close()
             raise self._lost(error) from None
-        except BenchmarkError:
-            self.close()
-            raise
         self.status = self._response.status
 
     def lines(self) -> Iterator[bytes]:
@@ -82,11 +88,17 @@ class Exchange:
         """Return the whole answer; see `lines`."""
         return b"".join(self.lines())
 
-    def close(self) -> None:
-        """Hang up, from whatever thread: a server that notices stops decoding."""
+    def hang_up(self) -> None:
+        """Break the connection, from whatever thread and whenever: a server that notices stops
+        decoding. What was not sent is not sent any more."""
+        self._hung_up = True
         if self._socket is not None:
             with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Hang up and free the connection, from the thread that sent."""
+        self.hang_up()
         with contextlib.suppress(OSError):
             self._connection.close()
 
@@ -150,6 +162,7 @@ def get(endpoint: Endpoint, path: str) -> str | None:
     """Return what a GET answers, None where the server has nothing there. Raises BenchmarkError."""
     exchange = Exchange(endpoint, path, None, PROBE_LIMIT_S)
     try:
+        exchange.send()
         # 501 is llama-server's word for what it was not started with.
         if exchange.status in (401, 403, 429, 500, 502, 503, 504):
             raise exchange.refusal()

@@ -71,10 +71,13 @@ class Remote:
         "decode-failed", "garbage", "unsupported", "timeout".
         """
         path, body = self._wire.request(text, tokens, sampling, seed, alternatives)
+        # Past the deadline by a little: whoever waits gives up first, and says why.
+        limit_s = max(deadline - time.monotonic(), 0.0) + AFTER_DEADLINE_S
+        self._exchange = exchange = Exchange(self.endpoint, path, body, limit_s)
 
         def answer() -> Answer:
             before = self._counters() if counted else None
-            found = self._answer(path, body, deadline)
+            found = self._answer(exchange)
             return self._with_counters(found, before) if before is not None else found
 
         return (yield from self._beside(answer, deadline))
@@ -82,22 +85,18 @@ class Remote:
     def hang_up(self) -> None:
         """Break off whatever is being asked."""
         if self._exchange is not None:
-            self._exchange.close()
+            self._exchange.hang_up()
 
-    def _answer(self, path: str, body: dict[str, object], deadline: float) -> Answer:
-        # Past the deadline by a little: whoever waits gives up first, and says why.
-        limit_s = max(deadline - time.monotonic(), 0.0) + AFTER_DEADLINE_S
+    def _answer(self, exchange: Exchange) -> Answer:
         sent_at = time.perf_counter()
-        exchange = Exchange(self.endpoint, path, body, limit_s)
-        self._exchange = exchange
         try:
+            exchange.send()
             raw = [
                 (time.perf_counter() - sent_at, piece)
                 for piece in self._wire.pieces(exchange.lines())
             ]
             return self._wire.read([Event(at_s, payload_of(piece)) for at_s, piece in raw])
         finally:
-            self._exchange = None
             exchange.close()
 
     def _counters(self) -> Counters | None:

@@ -16,6 +16,7 @@ from engine_contract import LIMIT_S, measured
 
 from farm.domain.job import JobSpec, ModelRef
 from farm.endpoints import register
+from farm.endpoints.connection import Exchange
 from farm.endpoints.register import Endpoint, pair_build
 from farm.errors import BenchmarkError
 from worker.engines.contract import PreparedPrompt
@@ -129,13 +130,47 @@ def test_an_answer_without_an_end_is_broken_off(
     assert "more than 1 MiB" in str(error)
 
 
-def test_silence_ends_at_the_deadline_and_nothing_waits_on(fast: StandIn) -> None:
-    error = failure(Reply((HELLO,), hangs=True), fast, limit_s=0.5)
-    assert error.kind == "timeout"
+# llama-server sends the head of an answer that is no stream only with its end.
+SILENT = [Reply((HELLO,), hangs=True), Reply(mute=True)]
+
+
+def nobody_waits_on() -> None:
     give_up = time.monotonic() + LIMIT_S
     while any(thread.name == THREAD for thread in threading.enumerate()):
         assert time.monotonic() < give_up
         time.sleep(0.02)
+
+
+@pytest.mark.parametrize("answer", SILENT)
+def test_silence_ends_at_the_deadline_and_nothing_waits_on(fast: StandIn, answer: Reply) -> None:
+    error = failure(answer, fast, limit_s=0.5)
+    assert error.kind == "timeout"
+    nobody_waits_on()
+
+
+@pytest.mark.parametrize("answer", SILENT)
+def test_an_engine_that_ends_hangs_up_long_before_the_deadline(
+    fast: StandIn, answer: Reply
+) -> None:
+    """A lost lease, say."""
+    fast.replies["/v1/completions"] = [answer]
+    spec = job()
+    engine = load(spec)
+    run = engine.run(spec, PROMPTS, time.monotonic() + 10 * LIMIT_S)
+    while not fast.bodies("/v1/completions"):
+        next(run)
+    engine.end()
+    nobody_waits_on()
+
+
+def test_what_was_hung_up_on_before_it_was_sent_is_never_sent(fast: StandIn) -> None:
+    exchange = Exchange(register.find("fast"), "/v1/completions", {}, LIMIT_S)
+    exchange.hang_up()
+    with pytest.raises(BenchmarkError) as caught:
+        exchange.send()
+    exchange.close()
+    assert caught.value.kind == "server-lost"
+    assert fast.asked == []
 
 
 def test_a_server_that_is_gone_is_named_with_its_address(fast: StandIn) -> None:
