@@ -196,6 +196,22 @@ def test_settings_that_break_the_child_are_a_crash_with_the_traceback(
     assert "KeyError: 'f7'" in (caught.value.log_tail or "")
 
 
+def test_a_load_that_fails_in_the_farm_itself_ends_the_child(
+    spec: JobSpec, tiny_pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    before = children()
+
+    def unreadable(*_: object) -> dict[str, int]:
+        assert children() > before
+        raise OSError("the target is on a drive that was pulled")
+
+    monkeypatch.setattr(in_process, "overrides", unreadable)
+    with pytest.raises(OSError, match="was pulled"):
+        InProcessFactory().load(spec, *tiny_pair, tmp_path / "child.log", soon())
+
+    assert children() == before
+
+
 def test_loading_past_the_deadline_is_a_timeout_and_ends_the_child(
     spec: JobSpec, tiny_pair: tuple[Path, Path], tmp_path: Path
 ):

@@ -117,11 +117,12 @@ class InProcessFactory:
             )
             while (message := _listen(child, deadline)) is None:
                 pass
-        except BenchmarkError as error:
-            error.log_tail = child.log_tail()
+            return InProcessEngine(child, BuildInfo(**message["build"]), message["parameters"])
+        except BaseException as error:
+            if isinstance(error, BenchmarkError):
+                error.log_tail = child.log_tail()
             child.end()
             raise
-        return InProcessEngine(child, BuildInfo(**message["build"]), message["parameters"])
 
 
 def _listen(child: Child, deadline: float) -> dict[str, Any] | None:

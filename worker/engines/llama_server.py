@@ -346,8 +346,9 @@ class LlamaServerFactory:
         engine = LlamaServerEngine(build, target, draft, log, side_by_side)
         try:
             engine.load(spec, deadline)
-        except BenchmarkError as error:
-            error.log_tail = error.log_tail or engine.log_tail()
+        except BaseException as error:
+            if isinstance(error, BenchmarkError):
+                error.log_tail = error.log_tail or engine.log_tail()
             engine.end()
             raise
         return engine

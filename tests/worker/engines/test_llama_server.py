@@ -32,6 +32,8 @@ from farm.gguf.calibration import Law, start_state
 from worker import isolation, leash
 from worker.engines import llama_server
 from worker.engines.contract import PreparedPrompt
+from worker.engines.llama_server import LlamaServerFactory
+from worker.engines.server import Server
 
 # Long enough for a calibration pair's cycle of 31 states to come round several times.
 CYCLES_TOKENS = 160
@@ -280,6 +282,20 @@ class TestProcesses:
         assert most == 1
         assert len(samples) == 2 * len(prompts)
         assert {s.parity for s in of_arm(samples, Arm.SPECULATIVE)} == {Parity.EXACT}
+
+    def test_a_load_that_fails_in_the_farm_itself_leaves_no_server(
+        self, spec: JobSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(*_: Any) -> Any:
+            assert servers()
+            raise OSError("no space left on device")
+
+        monkeypatch.setattr(Server, "_prove", full)
+        assert spec.draft is not None
+        target, draft = Path(spec.target.path), Path(spec.draft.path)
+        with pytest.raises(OSError, match="no space left"):
+            LlamaServerFactory().load(spec, target, draft, tmp_path / "job.log", soon())
+        assert servers() == []
 
     def test_another_k_restarts_the_speculative_server_alone(
         self, load: Load, spec: JobSpec, prompts: list[PreparedPrompt]
