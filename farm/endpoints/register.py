@@ -6,6 +6,7 @@ that its own machine has not named. Each is a file under `home()/endpoints`.
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import json
 import re
@@ -48,6 +49,13 @@ class Endpoint:
     api: Api | None = None
     key_variable: str | None = None
     remote: bool = False
+
+    @property
+    def place(self) -> str:
+        """Return what tells its host and port from others without telling which they are."""
+        parts = urlsplit(self.url)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        return hashlib.sha256(f"{parts.hostname}:{port}".encode()).hexdigest()[:12]
 
 
 def add(endpoint: Endpoint) -> Endpoint:

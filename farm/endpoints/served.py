@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -49,9 +49,11 @@ def target_digest(baseline: Served, speculative: Served) -> str:
     return hashlib.sha256(json.dumps(sides, sort_keys=True).encode()).hexdigest()
 
 
-def build_digest(baseline: Served, speculative: Served) -> str:
-    """Return the identity of the two servers as they describe themselves, models included."""
-    sides = [asdict(served) for served in (baseline, speculative)]
+def build_digest(baseline: Served, speculative: Served, places: Sequence[str]) -> str:
+    """Return the identity of the two servers: as they describe themselves, models included, and
+    where they are. places: both sides' `Endpoint.place`, since a server started elsewhere may
+    describe itself the same and be another."""
+    sides = [*(asdict(served) for served in (baseline, speculative)), *places]
     return hashlib.sha256(json.dumps(sides, sort_keys=True).encode()).hexdigest()
 
 

@@ -48,8 +48,9 @@ class EndpointEngine:
 
     def __init__(self, remotes: dict[Arm, Remote]) -> None:
         plain, fast = (remotes[arm].served for arm in ARMS)
+        places = [remotes[arm].endpoint.place for arm in ARMS]
         self.build = BuildInfo(
-            digest=build_digest(plain, fast),
+            digest=build_digest(plain, fast, places),
             name=register.pair_build(*(remotes[arm].endpoint.name for arm in ARMS)),
             system_info="; ".join(f"{arm}: {_described(remotes[arm].served)}" for arm in ARMS),
         )

@@ -44,6 +44,7 @@ class Remote:
         served = self.served
         return {
             "server": served.server,
+            "place": self.endpoint.place,
             "model": served.model,
             **dict(served.facts),
             "path": path,

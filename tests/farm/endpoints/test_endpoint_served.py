@@ -147,8 +147,13 @@ class TestSameModel:
         assert digest != target_digest(self.SERVED, other)
         assert target_digest(self.SERVED, other) != target_digest(other, self.SERVED)
 
-    def test_a_build_is_the_versions_too(self) -> None:
+    def test_a_build_is_the_versions_and_the_places_too(self) -> None:
         newer = replace(self.SERVED, server="llama-server b2")
         drafting = replace(self.SERVED, draft_model="d")
-        digests = {build_digest(self.SERVED, one) for one in (self.SERVED, newer, drafting)}
-        assert len(digests) == 3
+        moved = ("a", "c")
+        digests = {
+            build_digest(self.SERVED, one, places)
+            for one in (self.SERVED, newer, drafting)
+            for places in (("a", "b"), moved)
+        }
+        assert len(digests) == 2 * 3

@@ -8,13 +8,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from endpoint_servers import Endpoints
 from endpoint_stand_in import Reply, StandIn, json_reply, stand_in
 from engine_contract import LIMIT_S, measured
 
-from farm.domain.job import JobSpec, ModelRef
+from farm.domain.job import Arm, JobSpec, ModelRef
 from farm.endpoints import register
 from farm.endpoints.connection import Exchange
 from farm.endpoints.register import Endpoint, pair_build
@@ -247,6 +248,21 @@ class TestWhatAJobCanName:
         with pytest.raises(BenchmarkError, match="not what it was") as caught:
             measured(engine, spec, PROMPTS)
         assert caught.value.kind == "model-changed"
+
+    def test_a_server_that_says_the_same_elsewhere_is_another(
+        self, plain: StandIn, fast: StandIn
+    ) -> None:
+        before = load()
+        with stand_in({"/v1/models": MODELS}) as moved:
+            register.add(Endpoint("fast", moved.url))
+            after = load()
+            assert before.build.digest != after.build.digest
+            spec = job()
+            places = [one.parameters(spec)[Arm.SPECULATIVE]["place"] for one in (before, after)]
+            assert places[0] != places[1]
+            said = f"{after.build}{after.parameters(spec)}"
+            assert "127.0.0.1" not in said
+            assert f":{urlsplit(moved.url).port}" not in said
 
     def test_a_target_of_another_digest_is_refused(self, fast: StandIn) -> None:
         spec = replace(job(), target=ModelRef("plain", "0" * 64, "m"))
