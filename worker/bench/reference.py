@@ -38,9 +38,12 @@ class References:
         self._target = target
         self._settings = settings
         self._texts: dict[tuple[tuple[int, ...], int], Text] = {}
+        self._has_room = True
 
     def missing(self, prompts: Sequence[list[int]], generate_tokens: int) -> list[list[int]]:
-        """Return the prompts that have no text yet."""
+        """Return the prompts that have no text yet; none where there was no memory for it."""
+        if not self._has_room:
+            return []
         return [prompt for prompt in prompts if self.text(prompt, generate_tokens) is None]
 
     def prepare(
@@ -50,7 +53,7 @@ class References:
 
         unmodified: the settings in which it differs from the loaded one.
         Its context is as long as these texts need and is gone afterwards. Where there is no memory
-        for it there is no reference: the log says so, and the job is measured without.
+        for it there is no reference: the log says so, and this load's jobs are measured without.
         """
         longest = max(map(len, prompts)) + generate_tokens
         cells = -(-longest // CONTEXT_STEP_TOKENS) * CONTEXT_STEP_TOKENS
@@ -69,6 +72,7 @@ class References:
         except Failure as failure:
             if failure.kind != "load-failed":
                 raise
+            self._has_room = False
             sys.stderr.write(f"No reference of the unmodified target: {failure.message}\n")
 
     def text(self, prompt: Sequence[int], generate_tokens: int) -> Text | None:

@@ -64,10 +64,12 @@ class References:
         self._sent = sent
         self._server: Server | None = None
         self._answers: dict[tuple[PreparedPrompt, int], dict[str, Any]] = {}
+        self._has_room = True
 
     def missing(self, spec: JobSpec, prompts: list[PreparedPrompt]) -> list[PreparedPrompt]:
-        """Return the prompts whose reference a job needs and has not: none unless it is lossy."""
-        if not spec.settings.lossy or spec.sampling.temperature > 0:
+        """Return the prompts whose reference a job needs and has not: none unless it is lossy, and
+        none where the unmodified target did not start."""
+        if not self._has_room or not spec.settings.lossy or spec.sampling.temperature > 0:
             return []
         return [p for p in prompts if (p, spec.generate_tokens) not in self._answers]
 
@@ -76,8 +78,8 @@ class References:
     ) -> Waiting[None]:
         """Decode prompts on a server of the unmodified target, which is gone afterwards.
 
-        Where it does not start there is no reference: the log says so, and the job is measured
-        without.
+        Where it does not start there is no reference: the log says so, and the jobs of this load
+        are measured without.
         """
         self._server = self._server_for(spec)
         try:
@@ -86,6 +88,7 @@ class References:
             except BenchmarkError as error:
                 if error.kind not in TOO_LITTLE_MEMORY:
                     raise
+                self._has_room = False
                 log.warning("No reference of the unmodified target: %s", error)
                 return
             for prompt in prompts:

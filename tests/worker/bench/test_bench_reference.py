@@ -160,9 +160,11 @@ def test_without_memory_for_it_the_job_is_measured_without_a_reference(
 ):
     pair = Pair(*map(str, entangled_pair), one_thread_payload | QUANTISED)
     honest = Model.context
+    tried: list[int] = []
 
     def no_room(self: Model, settings: dict[str, Any]) -> Any:
         if settings["context_tokens"] != one_thread_payload["context_tokens"]:
+            tried.append(settings["context_tokens"])
             raise Failure("load-failed", "llama.cpp could not make a context.")
         return honest(self, settings)
 
@@ -172,6 +174,11 @@ def test_without_memory_for_it_the_job_is_measured_without_a_reference(
     assert {sample["compared"] for sample in of_arm(samples, "baseline")} == {False}
     assert {sample["compared"] for sample in of_arm(samples, "speculative")} == {True}
     assert "No reference of the unmodified target: llama.cpp could not" in capfd.readouterr().err
+
+    again = list(pair.run(job_of(law, UNMODIFIED)))
+
+    assert {sample["compared"] for sample in of_arm(again, "baseline")} == {False}
+    assert len(tried) == 1
 
 
 def test_an_override_of_the_experts_needs_another_load_that_is_freed(
