@@ -25,10 +25,8 @@ from worker.bench.llama import Context, Model
 from worker.bench.load import choose_numa
 from worker.bench.reference import References
 from worker.bench.sampling import rule
+from worker.bench.warm_up import STAYS_WARM_S, WARM_UP_TOKENS
 
-WARM_UP_TOKENS = 16
-# First runs are cold, and some machines clock down after an idle second.
-STAYS_WARM_S = 1.0
 ARMS = ("baseline", "speculative")
 CACHES = ("cache_type_k", "cache_type_v")
 NOT_COMPARED: dict[str, Any] = {

@@ -18,20 +18,13 @@ from farm.endpoints import register
 from farm.endpoints.served import Served, ask, build_digest, target_digest
 from farm.errors import BenchmarkError, UserError
 from farm.science.parity import classify
+from worker.bench.warm_up import STAYS_WARM_S, WARM_UP_TEXT, WARM_UP_TOKENS
 from worker.engines.answers import Answer
 from worker.engines.contract import BuildInfo, PreparedPrompt
 from worker.engines.endpoint_samples import compare, margin, sample_of
-from worker.engines.pairing import ARMS, Step, interleaved, seed_of
+from worker.engines.pairing import ARMS, LEAST_TOKENS_TO_DRAFT, Step, interleaved, seed_of
 from worker.engines.remote import Remote
 from worker.engines.waiting import Waiting
-
-WARM_UP_TOKENS = 16
-# A warm-up on a job's own prompt would leave it in the server's prompt cache.
-WARM_UP_TEXT = "The quick brown fox jumps over the lazy dog."
-# First runs are cold, and some machines clock down after an idle second.
-STAYS_WARM_S = 1.0
-# With fewer tokens than this no round has room for a drafted one.
-LEAST_TOKENS_TO_DRAFT = 3
 
 
 @dataclass

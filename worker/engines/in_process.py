@@ -18,10 +18,10 @@ from farm.science.parity import classify
 from worker import isolation
 from worker.child import Child
 from worker.engines.contract import BuildInfo, PreparedPrompt
+from worker.engines.waiting import LISTEN_S
 from worker.models import overrides
 
 DISTRIBUTION = "llama-cpp-python"
-LISTEN_S = 1.0
 _ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -23,22 +23,27 @@ from farm.domain.job import Arm, JobSpec
 from farm.domain.measurement import Parity, Sample
 from farm.errors import BenchmarkError
 from worker.bench.depth import at_depth
+from worker.bench.warm_up import STAYS_WARM_S, WARM_UP_TEXT, WARM_UP_TOKENS
 from worker.engines.comparison import References, compared
 from worker.engines.completion import Completion, Finding, read_completion, request
 from worker.engines.contract import BuildInfo, PreparedPrompt
-from worker.engines.load import WARM_UP_TEXT, Load, fill_ins
-from worker.engines.pairing import ARMS, Step, in_blocks, in_turns, interleaved, of_one_arm, seed_of
+from worker.engines.load import Load, fill_ins
+from worker.engines.pairing import (
+    ARMS,
+    LEAST_TOKENS_TO_DRAFT,
+    Step,
+    in_blocks,
+    in_turns,
+    interleaved,
+    of_one_arm,
+    seed_of,
+)
 from worker.engines.server import Server
 from worker.engines.waiting import Waiting
 from worker.models import fits_twice, overrides
 
 # Flags whose values are one run's alone, and what stands for them in a job's parameters.
 RUNS_OWN = {"--port": "PORT", "--api-key": "KEY", "--seed": "SEED"}
-WARM_UP_TOKENS = 16
-# First runs are cold, and some machines clock down after an idle second.
-STAYS_WARM_S = 1.0
-# With fewer tokens than this no round has room for a drafted one.
-LEAST_TOKENS_TO_DRAFT = 3
 
 
 @dataclass

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from farm.domain.job import JobSpec
+from worker.bench.warm_up import WARM_UP_TEXT
 from worker.engines.completion import request
 from worker.engines.contract import PreparedPrompt
 from worker.engines.server import POLL_S, Answers, Server
@@ -18,9 +19,6 @@ from worker.engines.waiting import Waiting
 
 Request = dict[str, Any]
 Answer = dict[str, Any]
-
-# For kinds that remember text: on a job's own prompt it would be that prompt's first run.
-WARM_UP_TEXT = "The quick brown fox jumps over the lazy dog."
 
 
 def fill_ins(

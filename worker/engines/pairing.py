@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from farm.domain.job import Arm
 
 ARMS = (Arm.BASELINE, Arm.SPECULATIVE)
+# With fewer tokens than this no round has room for a drafted one.
+LEAST_TOKENS_TO_DRAFT = 3
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,9 @@ from farm.domain.measurement import Parity, Sample
 from farm.endpoints import register
 from farm.endpoints.register import Endpoint, pair_build
 from farm.errors import BenchmarkError
+from worker.bench.warm_up import WARM_UP_TEXT
 from worker.engines.contract import PreparedPrompt
-from worker.engines.endpoint import WARM_UP_TEXT, EndpointFactory
+from worker.engines.endpoint import EndpointFactory
 
 RECORDED = Path(__file__).parent / "recorded"
 PROMPT = PreparedPrompt("digest", "The capital of France is")

@@ -17,8 +17,8 @@ from farm.domain.job import Arm, JobSpec
 from farm.domain.measurement import Parity
 from farm.errors import BenchmarkError
 from farm.gguf.calibration import Law, start_state
+from worker.bench.warm_up import WARM_UP_TEXT
 from worker.engines.contract import PreparedPrompt
-from worker.engines.load import WARM_UP_TEXT
 from worker.engines.server import Server
 
 # Long enough to be seen at work.
