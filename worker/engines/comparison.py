@@ -10,7 +10,7 @@ from farm.domain.job import JobSpec
 from farm.domain.measurement import Parity
 from farm.errors import BenchmarkError
 from farm.science.parity import classify, first_divergence
-from worker.engines.completion import Finding, margin_after, margin_in, request, told
+from worker.engines.completion import Finding, margin_at, margin_in, request
 from worker.engines.contract import PreparedPrompt
 from worker.engines.server import Server
 from worker.engines.waiting import Waiting
@@ -41,10 +41,11 @@ def compared(
     position = first_divergence(baseline_ids, speculative_ids)
     if position is None:
         return Finding(Parity.EXACT)
-    read = told(prompt, baseline_ids[:position], spec.sampling)
+    start = [prompt] if isinstance(prompt, str) else prompt
+    read = request([*start, *baseline_ids[:position]], 1, spec.sampling, 0, alternatives=2)
     answer = yield from server.complete(read, deadline)
     control = next(map(int, answer.get("tokens", ())), None)
-    margin = margin_after(answer)
+    margin = margin_at(answer, 0)
     if spec.settings.concurrent_requests == 1:
         walk = request(prompt, position + 1, spec.sampling, 0, alternatives=2)
         margin = margin_in((yield from server.complete(walk, deadline)), baseline_ids, position)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +14,7 @@ from farm.domain.job import Arm, JobSpec
 from farm.domain.measurement import Parity, Sample
 from farm.errors import BenchmarkError
 from worker.engines.contract import PreparedPrompt
-from worker.engines.counters import difference, rounds_of
-from worker.engines.server import Metrics
+from worker.engines.counters import Counters, difference, rounds_of
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Completion:
 
 
 def request(
-    prompt: str | list[int],
+    prompt: str | Sequence[str | int],
     tokens: int,
     sampling: Sampling,
     seed: int,
@@ -79,8 +79,8 @@ def request(
 ) -> dict[str, Any]:
     """Return a `/completion` request under which a token's law is the plain softmax.
 
-    prompt: a text, or token ids, which the server takes as they are. alternatives: how many of the
-    best tokens to report with each drawn one.
+    prompt: a text, or texts and token ids in a row, which the server takes as they are.
+    alternatives: how many of the best tokens to report with each drawn one.
     """
     return {
         "prompt": prompt,
@@ -111,8 +111,8 @@ def read_completion(
     answer: dict[str, Any],
     spec: JobSpec,
     prompt: PreparedPrompt,
-    before: Metrics | None,
-    after: Metrics | None,
+    before: Counters | None,
+    after: Counters | None,
     peak_rss_bytes: int | None,
 ) -> Completion:
     """Return what an answer says. Raises BenchmarkError "garbage" or "bad-request".
@@ -142,9 +142,8 @@ def read_completion(
         )
     accepted = int(timings.get("draft_n_accepted", 0))
     rounds, per_position = None, None
-    if before is not None and after is not None:
-        drafts = after.drafts - before.drafts
-        rounds = rounds_of(len(ids), drafts, accepted)
+    if before and after and before.drafts is not None and after.drafts is not None:
+        rounds = rounds_of(len(ids), after.drafts - before.drafts, accepted)
         per_position = difference(after.accepted_per_position, before.accepted_per_position)
     return Completion(
         prompt_digest=prompt.digest,
@@ -167,21 +166,11 @@ def margin_in(answer: dict[str, Any], baseline_ids: tuple[int, ...], position: i
     where it took another path, reports fewer than two, or the text ended before.
     """
     walked = tuple(int(token) for token in answer.get("tokens", ()))
-    return _gap(answer, position) if walked[:position] == baseline_ids[:position] else None
+    return margin_at(answer, position) if walked[:position] == baseline_ids[:position] else None
 
 
-def told(prompt: str | list[int], ids: tuple[int, ...], sampling: Sampling) -> dict[str, Any]:
-    """Return a request for the one token that follows a prompt and these tokens."""
-    start = [prompt] if isinstance(prompt, str) else prompt
-    return request(prompt, 1, sampling, 0, alternatives=2) | {"prompt": [*start, *ids]}
-
-
-def margin_after(answer: dict[str, Any]) -> float | None:
-    """Return the gap of the two best logits of a `told` request's one token."""
-    return _gap(answer, 0)
-
-
-def _gap(answer: dict[str, Any], position: int) -> float | None:
+def margin_at(answer: dict[str, Any], position: int) -> float | None:
+    """Return the gap of the two best logits at a position of the answer, None where it has none."""
     entries = answer.get("completion_probabilities") or []
     if position >= len(entries):
         return None

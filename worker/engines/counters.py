@@ -19,7 +19,8 @@ _PER_POSITION = "spec_decode_num_accepted_tokens_per_pos_total"
 @dataclass(frozen=True)
 class Counters:
     """A server's totals so far, over all of its engines and requests. None is what it does not
-    count: vLLM has no counters of speculation where it does not speculate."""
+    count: vLLM has no counters of speculation where it does not speculate, older llama-servers have
+    none at all. accepted_per_position is () before anything was drafted."""
 
     generated: int | None
     drafts: int | None
@@ -28,7 +29,7 @@ class Counters:
     accepted_per_position: tuple[int, ...]
 
 
-def counters(text: str) -> dict[tuple[str, str], float]:
+def _samples(text: str) -> dict[tuple[str, str], float]:
     """Return the samples of an exposition by (name, position label or ""), engines added up."""
     found: dict[tuple[str, str], float] = defaultdict(float)
     for name, labels, value in _LINE.findall(text):
@@ -55,7 +56,7 @@ def difference(after: tuple[int, ...], before: tuple[int, ...]) -> tuple[int, ..
 
 def read_counters(text: str) -> Counters:
     """Return what `/metrics` counts."""
-    found = counters(text)
+    found = _samples(text)
     positions: list[int] = []
     while (count := found.get((_PER_POSITION, str(len(positions))))) is not None:
         positions.append(int(count))

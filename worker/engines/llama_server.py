@@ -273,9 +273,9 @@ class LlamaServerEngine:
         ]
         if spec.settings.concurrent_requests == 1:
             counts = steps[0].arm is Arm.SPECULATIVE
-            before = server.metrics() if counts else None
+            before = server.counters() if counts else None
             answer = yield from server.complete(asked[0], deadline)
-            after = server.metrics() if counts else None
+            after = server.counters() if counts else None
             self._ran_at = time.monotonic()
             prompt = prompts[steps[0].prompt]
             peak = server.peak_rss_bytes()

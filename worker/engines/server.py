@@ -12,7 +12,6 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +19,7 @@ import psutil
 
 from farm.errors import BenchmarkError
 from worker import isolation, leash
-from worker.engines.counters import counters
+from worker.engines.counters import Counters, read_counters
 from worker.engines.waiting import LISTEN_S, Waiting, beside
 from worker.process import LoggedProcess
 
@@ -49,14 +48,6 @@ class Process(LoggedProcess):
     """A llama-server on a leash."""
 
     what = "llama-server"
-
-
-@dataclass(frozen=True)
-class Metrics:
-    """Counters of a server so far. accepted_per_position is () before anything was drafted."""
-
-    drafts: int
-    accepted_per_position: tuple[int, ...]
 
 
 class Server:
@@ -191,18 +182,10 @@ class Server:
             raise BenchmarkError("unsupported", "This llama-server does not show its /slots.")
         return [bool(slot["is_processing"]) for slot in json.loads(body)]
 
-    def metrics(self) -> Metrics | None:
-        """Return the speculation counters, None where this build has none."""
+    def counters(self) -> Counters:
+        """Return what `/metrics` counts."""
         status, body = self._probe("/metrics")
-        values = counters(body)
-        drafts = values.get(("spec_decode_num_drafts_total", ""))
-        if status != 200 or drafts is None:
-            return None
-        positions: list[int] = []
-        name = "spec_decode_num_accepted_tokens_per_pos_total"
-        while (value := values.get((name, str(len(positions))))) is not None:
-            positions.append(int(value))
-        return Metrics(int(drafts), tuple(positions))
+        return read_counters(body if status == 200 else "")
 
     def peak_rss_bytes(self) -> int | None:
         """Return the most memory the server has held, what it holds where only that is known."""
