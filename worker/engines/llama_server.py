@@ -85,6 +85,7 @@ class LlamaServerEngine:
         self._side_by_side = side_by_side
         self._servers: dict[Arm, Server] = {}
         self._at_depth: dict[PreparedPrompt, list[int]] = {}
+        self._fillers: dict[str, list[int]] = {}
         self._references = References(self._unmodified, self._in_context)
         self._ran_at = 0.0
         self.isolation = ""
@@ -259,12 +260,9 @@ class LlamaServerEngine:
         """
         server = self._servers[steps[0].arm]
 
-        def in_context(prompt: PreparedPrompt) -> str | list[int]:
-            return self._in_context(server, prompt, spec)
-
         asked = [
             request(
-                in_context(prompts[step.prompt]),
+                self._in_context(server, prompts[step.prompt], spec),
                 spec.generate_tokens,
                 spec.sampling,
                 seed_of(spec.sampling.seed, step),
@@ -281,7 +279,15 @@ class LlamaServerEngine:
             peak = server.peak_rss_bytes()
             yield steps[0], read_completion(answer, spec, prompt, before, after, peak)
             return
-        beside = fill_ins(spec, prompts, self._numbers, in_context)
+        # All of them, for their fillers: under load the server is to tokenise nothing long.
+        for prompt in prompts:
+            self._in_context(server, prompt, spec)
+        beside = fill_ins(
+            spec,
+            prompts,
+            self._numbers,
+            lambda prompt: self._in_context(server, prompt, spec, keep=False),
+        )
         load = Load(server, spec.settings.concurrent_requests, asked, beside)
         for found in load.run(deadline):
             if found is None:
@@ -292,16 +298,23 @@ class LlamaServerEngine:
             peak = server.peak_rss_bytes()
             yield steps[index], read_completion(answer, spec, prompt, None, None, peak)
 
-    def _in_context(self, server: Server, prompt: PreparedPrompt, spec: JobSpec) -> str | list[int]:
-        """Return a prompt as it is sent: as text, or at a depth as token ids."""
-        depth = spec.settings.depth_tokens
+    def _in_context(
+        self, server: Server, prompt: PreparedPrompt, spec: JobSpec, *, keep: bool = True
+    ) -> str | list[int]:
+        """Return a prompt as it is sent: as text, or at a depth as token ids. keep: it will be
+        asked for again."""
+        depth, filler = spec.settings.depth_tokens, prompt.depth_text
         if not depth:
             return prompt.text
-        if prompt not in self._at_depth:
-            whole, bare = (server.tokenize(prompt.text, bare=bare) for bare in (False, True))
-            filler = server.tokenize(prompt.depth_text, bare=True)
-            self._at_depth[prompt] = at_depth(whole, bare, filler, depth)
-        return self._at_depth[prompt]
+        if prompt in self._at_depth:
+            return self._at_depth[prompt]
+        if filler not in self._fillers:
+            self._fillers[filler] = server.tokenize(filler, bare=True)
+        whole, bare = (server.tokenize(prompt.text, bare=bare) for bare in (False, True))
+        tokens = at_depth(whole, bare, self._fillers[filler], depth)
+        if keep:
+            self._at_depth[prompt] = tokens
+        return tokens
 
     def _finish(
         self, waiting: list[_Item], spec: JobSpec, deadline: float

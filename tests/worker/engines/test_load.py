@@ -149,6 +149,36 @@ class TestConstantLoad:
             runs = [sample for sample in samples if sample.prompt_digest == text]
             assert {sample.output_ids for sample in runs} == {walk}
 
+    def test_at_a_depth_the_filler_is_tokenised_once_and_no_fill_in_is_kept(
+        self,
+        load: Load,
+        spec: JobSpec,
+        prompts: list[PreparedPrompt],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        tokenised: list[str] = []
+        honest = Server.tokenize
+
+        def noted(self: Server, text: str, *, bare: bool) -> list[int]:
+            tokenised.append(text)
+            return honest(self, text, bare=bare)
+
+        monkeypatch.setattr(Server, "tokenize", noted)
+        settings = replace(spec.settings, depth_tokens=96, concurrent_requests=2)
+        deep = replace(
+            spec,
+            draft=None,
+            speculation=Speculation(SpeculationKind.NGRAM_MOD, 4),
+            settings=settings,
+            generate_tokens=24,
+        )
+        filled = [replace(prompt, depth_text="0123456789") for prompt in prompts]
+        engine = load(deep)
+        assert len(measured(engine, deep, filled)) == 2 * len(filled)
+        assert any(WARM_UP_TEXT in text for text in tokenised)
+        assert tokenised.count("0123456789") == 1
+        assert set(engine._at_depth) == set(filled)
+
     def test_a_job_given_up_leaves_nobody_asking(
         self, load: Load, spec: JobSpec, prompts: list[PreparedPrompt]
     ) -> None:
