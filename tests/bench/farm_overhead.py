@@ -177,7 +177,7 @@ def _watched() -> Iterator[list[Job]]:
             (Executor, "_loaded", "load"),
             (Executor, "_store", "store"),
             (Executor, "_prompts", "prompts"),
-            (execute, "locate", "digests"),
+            (execute, "pair_in_files", "digests"),
             (execute, "read_environment", "environment"),
             (jobs, "finish", "finish"),
         ):
