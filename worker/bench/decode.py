@@ -9,11 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import perf_counter
 
-import numpy as np
-
 from worker.bench.drafters import Drafter
 from worker.bench.llama import Context
-from worker.bench.sampling import Greedy
+from worker.bench.sampling import Greedy, top_two_gap
 
 
 @dataclass
@@ -116,8 +114,7 @@ def top_two_margin(
     logits = target.prefill(prompt)
     for token in output_ids[:position]:
         logits = target.step(token)
-    second, first = np.partition(logits, len(logits) - 2)[-2:]
-    return float(first - second)
+    return top_two_gap(logits)
 
 
 def _first_token(target: Context, rule: Greedy, prompt: list[int], run: Run) -> int:

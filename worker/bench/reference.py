@@ -8,11 +8,10 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from worker.bench.decode import EndsText
+from worker.bench.decode import EndsText, baseline
 from worker.bench.failure import Failure
-from worker.bench.llama import Context, Model
+from worker.bench.llama import Context, Logits, Model
+from worker.bench.sampling import Greedy, top_two_gap
 
 # llama.cpp pads a context to this many cells (llama_context, GGML_PAD of n_ctx).
 CONTEXT_STEP_TOKENS = 256
@@ -83,14 +82,17 @@ class References:
 def _decoded(
     context: Context, prompt: list[int], generate_tokens: int, ends_text: EndsText
 ) -> Text:
-    context.clear()
-    logits = context.prefill(prompt)
-    text = Text([], [])
-    while True:
-        second, first = np.partition(logits, len(logits) - 2)[-2:]
-        token = int(logits.argmax())
-        text.output_ids.append(token)
-        text.margins_logits.append(float(first - second))
-        if len(text.output_ids) >= generate_tokens or ends_text(token):
-            return text
-        logits = context.step(token)
+    rule = _Noting()
+    run = baseline(context, rule, prompt, generate_tokens, ends_text)
+    return Text(run.output_ids, rule.margins_logits)
+
+
+class _Noting(Greedy):
+    """Greedy, and notes by how much each token was the best."""
+
+    def __init__(self) -> None:
+        self.margins_logits: list[float] = []
+
+    def pick(self, logits: Logits) -> int:
+        self.margins_logits.append(top_two_gap(logits))
+        return super().pick(logits)

@@ -62,6 +62,12 @@ def top_share(logits: Logits) -> float:
     return float(1.0 / np.exp(best - best.max()).sum())
 
 
+def top_two_gap(logits: Logits) -> float:
+    """Return by how much the best logit is above the second best."""
+    second, first = np.partition(logits, len(logits) - 2)[-2:]
+    return float(first - second)
+
+
 @dataclass(frozen=True)
 class Verdict:
     """How a round ended: `accepted` drafted tokens kept, then `token` of the target's own."""
