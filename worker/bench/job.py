@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import math
-import re
 import resource
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -23,6 +20,7 @@ from worker.bench.drafters import Drafter, ModelDrafter, PromptLookup
 from worker.bench.failure import Failure
 from worker.bench.llama import Context, Model
 from worker.bench.load import choose_numa
+from worker.bench.peak import high_water_bytes
 from worker.bench.reference import References
 from worker.bench.sampling import rule
 from worker.bench.warm_up import STAYS_WARM_S, WARM_UP_TOKENS
@@ -235,10 +233,8 @@ def job_n_max(job: dict[str, Any]) -> int:
 def peak_rss_bytes() -> int:
     """Return the most memory this process has held so far."""
     # Linux's getrusage counts what the parent held when it started this process, too.
-    with contextlib.suppress(OSError):
-        status = Path("/proc/self/status").read_text()
-        if peak := re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE):
-            return int(peak[1]) * 1024
+    if peak := high_water_bytes():
+        return peak
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

@@ -19,6 +19,7 @@ import psutil
 
 from farm.errors import BenchmarkError
 from worker import isolation, leash
+from worker.bench.peak import high_water_bytes
 from worker.engines.counters import Counters, read_counters
 from worker.engines.waiting import LISTEN_S, Waiting, beside
 from worker.process import LoggedProcess
@@ -191,11 +192,7 @@ class Server:
         """Return the most memory the server has held, what it holds where only that is known."""
         with contextlib.suppress(psutil.Error, OSError, ValueError):
             for child in psutil.Process(self.process.pid).children():
-                with contextlib.suppress(OSError):
-                    text = Path(f"/proc/{child.pid}/status").read_text()
-                    if peak := re.search(r"^VmHWM:\s+(\d+) kB", text, re.MULTILINE):
-                        return int(peak[1]) * 1024
-                return int(child.memory_info().rss)
+                return high_water_bytes(child.pid) or int(child.memory_info().rss)
         return None
 
     def not_speculating(self, reason: str) -> BenchmarkError:
@@ -272,6 +269,7 @@ class Server:
         return found
 
     def give_up_at(self, deadline: float) -> None:
+        """End the server and raise BenchmarkError "timeout" once the deadline has passed."""
         if time.monotonic() >= deadline:
             tail = self.process.log_tail()
             self.process.kill()
