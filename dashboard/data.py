@@ -13,9 +13,8 @@ from sqlalchemy.exc import ArgumentError
 
 from farm.errors import SpecfarmError
 from farm.paths import home
-from farm.services.recommend import Recommendation, WhatIfCurve
-from farm.services.recommend import recommendations as recommend
-from farm.services.recommend import what_ifs as what_if_curves
+from farm.services.recommend import Findings
+from farm.services.recommend import findings as judge
 from farm.store.database import open_database, reading
 from farm.store.migrate import current, head
 from farm.store.queries import (
@@ -83,17 +82,10 @@ def problem(url: str) -> Problem | None:
 
 
 @st.cache_data(ttl=RESULTS_SECONDS, show_spinner="Reading the results")
-def recommendations(url: str) -> list[Recommendation]:
-    """Return the advice for every setup with finished jobs."""
+def findings(url: str) -> Findings:
+    """Return the advice for every setup with finished jobs, and the what-ifs."""
     with reading(engine(url)) as session:
-        return recommend(session)
-
-
-@st.cache_data(ttl=RESULTS_SECONDS, show_spinner=False)
-def what_ifs(url: str) -> list[WhatIfCurve]:
-    """Return what made-up acceptances gave."""
-    with reading(engine(url)) as session:
-        return what_if_curves(session)
+        return judge(session)
 
 
 @st.cache_data(ttl=LIVE_SECONDS, show_spinner=False)

@@ -80,8 +80,8 @@ def page() -> None:
     """Show the filters, the headline table and the chosen setup's K curves."""
     st.header("Recommendations")
     url = usable_database()
-    everything = data.recommendations(url)
-    apart = data.what_ifs(url)
+    found = data.findings(url)
+    everything, apart = found.recommendations, found.what_ifs
     if not everything and not apart:
         say_empty(
             "Nothing measured yet",

@@ -12,7 +12,6 @@ from farm.report.wording import (
     as_good_text,
     configuration,
     headline_outputs,
-    interval_text,
     labelled_verdict,
     lossy_text,
     measured_with,
@@ -20,8 +19,7 @@ from farm.report.wording import (
     number_text,
     outputs_text,
     pair_label,
-    percent_text,
-    speedup_text,
+    speed_texts,
     temperature_label,
     total_parity,
 )
@@ -86,12 +84,7 @@ def curve_rows(recommendation: Recommendation) -> list[tuple[str, ...]]:
             (
                 configuration(point.speculation, recommendation.setup.temperature),
                 standing,
-                speedup_text(point.speedup),
-                interval_text(point.speedup),
-                percent_text(point.acceptance_rate),
-                number_text(point.tokens_per_round, 2),
-                number_text(point.baseline_tok_s),
-                number_text(point.speculative_tok_s),
+                *speed_texts(point),
                 outputs_text((point,)),
                 str(point.prompts),
                 *(tuple(map(number_text, together)) * several),
@@ -141,12 +134,7 @@ def _headline(recommendation: Recommendation) -> tuple[str, ...]:
         return (*[NOT_MEASURED] * 7, parity, str(prompts))
     return (
         best.speculation.k_text,
-        speedup_text(best.speedup),
-        interval_text(best.speedup),
-        percent_text(best.acceptance_rate),
-        number_text(best.tokens_per_round, 2),
-        number_text(best.baseline_tok_s),
-        number_text(best.speculative_tok_s),
+        *speed_texts(best),
         parity,
         str(best.prompts),
     )

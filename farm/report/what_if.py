@@ -6,12 +6,9 @@ from collections.abc import Sequence
 
 from farm.report.wording import (
     configuration,
-    interval_text,
-    number_text,
     pair_label,
-    percent_text,
     plain,
-    speedup_text,
+    speed_texts,
     temperature_label,
 )
 from farm.services.recommend import WhatIfCurve
@@ -44,12 +41,7 @@ def what_if_rows(curves: Sequence[WhatIfCurve]) -> list[tuple[str, ...]]:
             what_if_setup(curve),
             curve.setup.category,
             configuration(point.speculation, curve.setup.temperature),
-            speedup_text(point.speedup),
-            interval_text(point.speedup),
-            percent_text(point.acceptance_rate),
-            number_text(point.tokens_per_round, 2),
-            number_text(point.baseline_tok_s),
-            number_text(point.speculative_tok_s),
+            *speed_texts(point),
             str(point.prompts),
         )
         for curve in curves

@@ -186,6 +186,18 @@ def number_text(value: float | None, digits: int = 1) -> str:
     return NOT_MEASURED if value is None else f"{value:.{digits}f}"
 
 
+def speed_texts(point: CurvePoint) -> tuple[str, ...]:
+    """Return speedup, interval, acceptance, tokens per round, and both arms' tok/s."""
+    return (
+        speedup_text(point.speedup),
+        interval_text(point.speedup),
+        percent_text(point.acceptance_rate),
+        number_text(point.tokens_per_round, 2),
+        number_text(point.baseline_tok_s),
+        number_text(point.speculative_tok_s),
+    )
+
+
 def outputs_text(points: Sequence[CurvePoint]) -> str:
     """Return what is known of the outputs of some configurations: parity, with what the control
     explains, or above temperature 0 the check against a calibration pair's law."""
