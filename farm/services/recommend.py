@@ -136,11 +136,6 @@ def recommendations(session: Session, sweep_id: int | None = None) -> list[Recom
     return findings(session, sweep_id).recommendations
 
 
-def what_ifs(session: Session, sweep_id: int | None = None) -> list[WhatIfCurve]:
-    """Return the what-ifs alone; `findings` has both for one reading of the samples."""
-    return findings(session, sweep_id).what_ifs
-
-
 def _judged(session: Session, sweep_id: int | None, job_id: int | None) -> list[Recommendation]:
     samples, specs = measured_samples(session, sweep_id, job_id)
     conditions = job_conditions(session, list(specs))

@@ -20,7 +20,7 @@ from farm.domain.decoding import WhatIf
 from farm.domain.hardware import GIB, Hardware, Machine, MachineKind
 from farm.domain.measurement import Parity
 from farm.services.plan import plan_sweep
-from farm.services.recommend import recommendations, what_ifs
+from farm.services.recommend import findings, recommendations
 from farm.services.submit import submit
 from farm.store.database import open_database, reading
 from farm.store.migrate import upgrade
@@ -139,7 +139,8 @@ def test_users_at_once_and_what_ifs_are_told_apart_from_what_one_user_gets(
     with reading(database) as session:
         assert set(session.scalars(select(JobRow.state))) == {"done"}
         parities = session.scalars(select(SampleRow.parity)).all()
-        found, apart = recommendations(session), what_ifs(session)
+        judged = findings(session)
+    found, apart = judged.recommendations, judged.what_ifs
     assert parities.count(Parity.NOT_VALID) == 2 * 2 * 2 * 3
     assert len(found) == len(apart) == 4
     for item in found:

@@ -27,7 +27,7 @@ from farm.domain.hardware import MachineKind
 from farm.domain.job import Arm, JobSpec
 from farm.domain.measurement import Parity
 from farm.science.recommendation import Verdict
-from farm.services.recommend import Recommendation, recommendations, what_ifs
+from farm.services.recommend import Recommendation, findings, recommendations
 from farm.store import jobs
 from farm.store.database import reading, writing
 from farm.store.results import add_late_samples, add_samples
@@ -385,7 +385,7 @@ class TestWhatIf:
 
         assert advice(database) == before
         with reading(database) as session:
-            (found,) = what_ifs(session)
+            (found,) = findings(session).what_ifs
         assert found.setup == replace(before[0].setup, made_up=True)
         assert {
             point.speculation.what_if: point.speedup and round(point.speedup.estimate, 6)
